@@ -1,0 +1,177 @@
+"""What the sidecar calls: topics, bindings, jobs and its health check.
+
+Only the own sidecar gets this far (see `access.CALLBACK`). A handler that is missing answers UNAVAILABLE and never
+UNIMPLEMENTED: daprd takes the latter for success and the event would be gone.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import structlog
+from google.protobuf import json_format
+
+from services.runtime.dapr import appcallback_pb2
+from services.runtime.errors import UnavailableError
+from services.runtime.telemetry import Metrics
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicEvent:
+    """A CloudEvent as the sidecar delivers it."""
+
+    id: str
+    topic: str
+    type: str
+    data: bytes
+    content_type: str
+    extensions: dict[str, Any] = field(default_factory=dict)
+    raw: bool = False
+    """It was no CloudEvent: `data` is the whole message."""
+
+
+class Outcome(Enum):
+    """What becomes of a delivered event."""
+
+    SUCCESS = appcallback_pb2.TopicEventResponse.SUCCESS
+    RETRY = appcallback_pb2.TopicEventResponse.RETRY
+    DROP = appcallback_pb2.TopicEventResponse.DROP
+    """To the dead-letter topic."""
+
+
+TopicHandler = Callable[[Sequence[TopicEvent]], Awaitable[Sequence[Outcome]]]
+
+
+@dataclass(frozen=True, slots=True)
+class BulkOptions:
+    """How many events are delivered together at most, and how long the first of them waits for the others."""
+
+    max_messages: int = 100
+    max_wait_ms: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A topic and the function that takes its events; it gives one outcome for each, in their order."""
+
+    topic: str
+    handler: TopicHandler
+    pubsub: str = ""
+    """The component; empty: the product's own."""
+
+    bulk: BulkOptions | None = None
+    dead_letter_topic: str = ""
+
+
+class Callbacks:
+    """Serves AppCallback, AppCallbackAlpha and AppCallbackHealthCheck."""
+
+    def __init__(self, pubsub: str, subscriptions: Sequence[Subscription], metrics: Metrics) -> None:
+        """`pubsub` stands where a subscription names none."""
+        self._pubsub = pubsub
+        self._subscriptions = {(one.pubsub or pubsub, one.topic): one for one in subscriptions}
+        self._metrics = metrics
+        self.ready = False
+        """Events are put off until the service has what it needs."""
+
+    async def ListTopicSubscriptions(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Asked once, when the sidecar starts."""
+        subscriptions = []
+        for (pubsub, topic), one in self._subscriptions.items():
+            entry = appcallback_pb2.TopicSubscription(
+                pubsub_name=pubsub, topic=topic, dead_letter_topic=one.dead_letter_topic
+            )
+            if one.bulk is not None:
+                entry.bulk_subscribe.enabled = True
+                entry.bulk_subscribe.max_messages_count = one.bulk.max_messages
+                entry.bulk_subscribe.max_await_duration_ms = one.bulk.max_wait_ms
+            subscriptions.append(entry)
+        return appcallback_pb2.ListTopicSubscriptionsResponse(subscriptions=subscriptions)
+
+    async def ListInputBindings(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Asked once, when the sidecar starts."""
+        return appcallback_pb2.ListInputBindingsResponse()
+
+    async def OnTopicEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """One event."""
+        event = TopicEvent(
+            id=request.id,
+            topic=request.topic,
+            type=request.type,
+            data=request.data,
+            content_type=request.data_content_type,
+            extensions=json_format.MessageToDict(request.extensions),
+        )
+        (outcome,) = await self._handle(request.pubsub_name, request.topic, [event])
+        return appcallback_pb2.TopicEventResponse(status=outcome.value)
+
+    async def OnBulkTopicEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """Several events of one topic."""
+        events = [_bulk_event(entry, request.topic) for entry in request.entries]
+        outcomes = await self._handle(request.pubsub_name, request.topic, events)
+        statuses = [
+            appcallback_pb2.TopicEventBulkResponseEntry(entry_id=entry.entry_id, status=outcome.value)
+            for entry, outcome in zip(request.entries, outcomes, strict=True)
+        ]
+        return appcallback_pb2.TopicEventBulkResponse(statuses=statuses)
+
+    OnBulkTopicEventAlpha1 = OnBulkTopicEvent
+
+    async def HealthCheck(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Tell the sidecar that this process is there; whether it is ready says grpc.health.v1."""
+        return appcallback_pb2.HealthCheckResponse()
+
+    async def OnInvoke(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Refuse invocation by Dapr's own envelope: callers use the contracts."""
+        raise UnavailableError("invocation by envelope; call the gRPC method with metadata dapr-app-id")
+
+    async def OnBindingEvent(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """No service has an input binding yet."""
+        raise UnavailableError("binding handler")
+
+    async def OnJobEvent(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """No service has jobs yet."""
+        raise UnavailableError("job handler")
+
+    OnJobEventAlpha1 = OnJobEvent
+
+    async def _handle(self, pubsub: str, topic: str, events: Sequence[TopicEvent]) -> Sequence[Outcome]:
+        subscription = self._subscriptions.get((pubsub, topic))
+        if subscription is None or not self.ready:
+            raise UnavailableError(f"handler of {topic}")
+        outcomes = await subscription.handler(events)
+        for outcome in outcomes:
+            self._metrics.received.labels(topic, outcome.name).inc()
+        return outcomes
+
+
+def _bulk_event(entry: Any, topic: str) -> TopicEvent:
+    if entry.WhichOneof("event") == "cloud_event":
+        cloud = entry.cloud_event
+        return TopicEvent(
+            id=cloud.id,
+            topic=topic,
+            type=cloud.type,
+            data=cloud.data,
+            content_type=cloud.data_content_type,
+            extensions=json_format.MessageToDict(cloud.extensions),
+        )
+    # Not unwrapped by the sidecar: a raw payload, or a CloudEvent in JSON.
+    try:
+        body = json.loads(entry.bytes)
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and "specversion" in body:
+        return TopicEvent(
+            id=str(body.get("id", entry.entry_id)),
+            topic=topic,
+            type=str(body.get("type", "")),
+            data=json.dumps(body.get("data")).encode(),
+            content_type=str(body.get("datacontenttype", "")),
+            extensions=body,
+        )
+    return TopicEvent(entry.entry_id, topic, "", entry.bytes, entry.content_type, raw=True)

@@ -1,0 +1,125 @@
+"""The sidecar, reached by one long-lived channel and Dapr's generated stubs."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from services.runtime.call import remaining_seconds, trace_metadata
+from services.runtime.dapr import binding_pb2, dapr_pb2_grpc, metadata_pb2, pubsub_pb2, secret_pb2
+from services.runtime.errors import DeadlineError, UnavailableError
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""What channels and servers take at once; sidecars run with the same limit."""
+
+_TIMEOUT_SECONDS = 10.0
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # daprd closes connections that ping more often than every 8 s and those idle for 3 minutes.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A sidecar that was killed is back within seconds; do not wait for gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+class Sidecar:
+    """One service's sidecar. Made inside the event loop; closed once at the end."""
+
+    def __init__(self, target: str, *, api_token: str = "") -> None:
+        """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one."""
+        self.channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self.stub: Any = dapr_pb2_grpc.DaprStub(self.channel)  # type: ignore[no-untyped-call]
+        self._token: tuple[tuple[str, str], ...] = (("dapr-api-token", api_token),) if api_token else ()
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Give the metadata that every call to the sidecar carries."""
+        return (*self._token, *trace_metadata())
+
+    async def wait_until_ready(self, timeout_seconds: float = 60.0) -> Any:
+        """Wait until the sidecar has loaded its components and sees this app; give its metadata.
+
+        Raises UnavailableError when the time is over.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while True:
+            try:
+                metadata = await self.stub.GetMetadata(
+                    metadata_pb2.GetMetadataRequest(),
+                    timeout=max(deadline - loop.time(), 0.001),
+                    metadata=self.metadata(),
+                    wait_for_ready=True,
+                )
+            except grpc.aio.AioRpcError as error:
+                if loop.time() >= deadline:
+                    raise UnavailableError("sidecar") from error
+                await asyncio.sleep(0.1)
+                continue
+            return metadata
+
+    async def secret(self, store: str, name: str) -> dict[str, str]:
+        """Read one secret. Raises UnavailableError, with the secret's name and never its value."""
+        try:
+            response = await self.stub.GetSecret(
+                secret_pb2.GetSecretRequest(store_name=store, key=name),
+                timeout=_TIMEOUT_SECONDS,
+                metadata=self.metadata(),
+                wait_for_ready=True,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise UnavailableError(f"secret {name!r} of {store}") from error
+        return dict(response.data)
+
+    async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        """Publish JSON bytes. Raises UnavailableError: it may or may not have reached the broker."""
+        request = pubsub_pb2.PublishEventRequest(
+            pubsub_name=pubsub, topic=topic, data=data, data_content_type="application/json", metadata=metadata
+        )
+        try:
+            await self.stub.PublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
+        except grpc.aio.AioRpcError as error:
+            raise UnavailableError(pubsub) from error
+
+    async def binding(self, name: str, operation: str, metadata: Mapping[str, str], data: bytes = b"") -> bytes:
+        """Invoke an output binding and give its data. Raises UnavailableError or DeadlineError."""
+        request = binding_pb2.InvokeBindingRequest(name=name, operation=operation, metadata=metadata, data=data)
+        try:
+            response = await self.stub.InvokeBinding(
+                request, timeout=remaining_seconds(_TIMEOUT_SECONDS), metadata=self.metadata()
+            )
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, name) from error
+        return bytes(response.data)
+
+    async def sql(self, name: str, statement: str, parameters: Sequence[object] = ()) -> list[list[Any]]:
+        """Run a query of a PostgreSQL binding and give its rows. Raises UnavailableError or DeadlineError.
+
+        A result cut off by a lost connection looks complete: have the query return a count and check it.
+        """
+        data = await self.binding(name, "query", {"sql": statement, "params": json.dumps(list(parameters))})
+        rows = json.loads(data) if data else []
+        return rows or []
+
+    def invocation(self, app_id: str, token: str, *, stream: bool = False) -> tuple[tuple[str, str], ...]:
+        """Give the metadata for calling another service's stub, made on `channel`, through the sidecar."""
+        target = (("dapr-app-id", app_id), ("authorization", f"Bearer {token}"))
+        return (*self.metadata(), *target, *((("dapr-stream", "true"),) if stream else ()))
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self.channel.close()
+
+
+def translate(error: grpc.aio.AioRpcError, dependency: str) -> Exception:
+    """Say of a failed call to the sidecar what the caller of ours should hear."""
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(dependency)
+    return UnavailableError(dependency)
