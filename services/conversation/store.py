@@ -1,0 +1,475 @@
+"""Conversations in the state store: keys, reads, and commits that survive races.
+
+Every change reads head and request row, judges, and commits head, rows, request row and events in one transaction
+with the ETag just read. docs/state.md lists every key.
+"""
+
+import asyncio
+import random
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from weakref import WeakValueDictionary
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gaggle.conversation.state.v1 import document_pb2
+from gaggle.conversation.v1 import event_pb2
+from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
+from services.conversation import domain
+from services.runtime import topics
+from services.runtime.call import trace_metadata
+from services.runtime.errors import ConflictError, NotFoundError
+from services.runtime.events import Change, build_events
+from services.runtime.keys import user_part
+from services.runtime.outbox import Outbox
+from services.runtime.requests import first_answer, new_row, row_key
+from services.runtime.state import Item, Put, Remove, StateStore
+
+USER_BUCKETS = 256
+INDEX_BUCKET_ENTRIES = 256
+TOMBSTONE_SECONDS = 7 * 24 * 3600
+PAGE_CLEAN_UP = "conversation.pages"
+_ATTEMPTS = 12
+_PAGES_AT_ONCE = 8
+_ROWS_AT_ONCE = 6
+
+
+def head_key(user_id: str, conversation_id: str) -> str:
+    """Key of a conversation's head."""
+    return f"chat:{user_part(user_id)}:{conversation_id}"
+
+
+def page_key(user_id: str, owner_id: str, page: int) -> str:
+    """Key of a page of 32 messages."""
+    return f"chat:{user_part(user_id)}:{owner_id}:p{page}"
+
+
+def message_key(user_id: str, owner_id: str, sequence: int) -> str:
+    """Key of a message in a row of its own."""
+    return f"chat:{user_part(user_id)}:{owner_id}:m{sequence}"
+
+
+def references_key(user_id: str, conversation_id: str, incarnation: int, block: int) -> str:
+    """Key of a block of references to outbox rows."""
+    return f"chat:{user_part(user_id)}:{conversation_id}:e{incarnation}-{block}"
+
+
+def lineage_key(user_id: str, lineage_id: str) -> str:
+    """Key of the document of conversations that share pages."""
+    return f"chat-lineage:{user_part(user_id)}:{lineage_id}"
+
+
+def index_key(user_id: str, bucket: int | None = None) -> str:
+    """Key of a user's index: the newest entries, or a bucket of 256 older ones."""
+    return f"chats:{user_part(user_id)}" + ("" if bucket is None else f":b{bucket}")
+
+
+def user_bucket(user_id: str) -> int:
+    """Which of the 256 user documents names this user."""
+    return zlib.crc32(user_id.encode()) % USER_BUCKETS
+
+
+def users_key(bucket: int) -> str:
+    """Key of a user document."""
+    return f"users:{bucket}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A head as it was read."""
+
+    head: document_pb2.Head
+    etag: str
+
+
+@dataclass(slots=True)
+class Draft:
+    """A change in the making: what will be committed together."""
+
+    head: document_pb2.Head
+    answer: bytes
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Topic to payload."""
+
+    operations: list[Put | Remove] = field(default_factory=list)
+    clean_ups: list[runtime_pb2.CleanUp] = field(default_factory=list)
+    ttl_seconds: int = 0
+    born: document_pb2.Head | None = None
+    """A fork that comes to be in the same commit."""
+
+
+@dataclass(slots=True)
+class _Window:
+    head: document_pb2.Head
+    read_at: float
+    answers: dict[int, bytes] = field(default_factory=dict)
+
+
+class WindowCache:
+    """Heads kept in memory for reads that name a sequence. Never used for a write or a strong read."""
+
+    def __init__(self, size: int, staleness_seconds: float) -> None:
+        """`size` conversations; none is kept if either is 0."""
+        self._size = size if staleness_seconds else 0
+        self._staleness = staleness_seconds
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+
+    @staticmethod
+    def now() -> float:
+        """Seconds that go on while the machine sleeps, and that nobody can set."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def put(self, key: str, head: document_pb2.Head, read_at: float) -> None:
+        """Keep a head that was current at `read_at`."""
+        if not self._size:
+            return
+        self._windows[key] = _Window(head, read_at)
+        self._windows.move_to_end(key)
+        if len(self._windows) > self._size:
+            self._windows.popitem(last=False)
+
+    def get(self, key: str, min_sequence: int) -> _Window | None:
+        """Give a window that reaches the sequence and is recent enough."""
+        window = self._windows.get(key)
+        if window is None or window.head.next_sequence <= min_sequence:
+            return None
+        if self.now() - window.read_at > self._staleness:
+            del self._windows[key]
+            return None
+        return window
+
+    def drop(self, key: str) -> None:
+        """Forget one."""
+        self._windows.pop(key, None)
+
+
+class ConversationStore:
+    """Reads and changes conversations."""
+
+    def __init__(self, state: StateStore, outbox: Outbox, windows: WindowCache) -> None:
+        """All three are shared by the whole process."""
+        self.state = state
+        self.outbox = outbox
+        self.windows = windows
+        self.changed: Callable[[str, str, int], None] = lambda _user, _conversation, _sequence: None
+        """Called after each commit with user, conversation and last sequence: wakes watchers."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # -- reading
+
+    async def find(self, user_id: str, conversation_id: str) -> Stored | None:
+        """Read a head, tombstones included; None if there is none. Strong."""
+        item = await self.state.get(head_key(user_id, conversation_id))
+        return None if item is None else Stored(document_pb2.Head.FromString(item.value), item.etag)
+
+    async def head(self, user_id: str, conversation_id: str) -> document_pb2.Head:
+        """Read the head of a conversation that is there. Raises NotFoundError. Strong."""
+        key = head_key(user_id, conversation_id)
+        read_at = self.windows.now()
+        item = await self.state.get(key)
+        head = None if item is None else document_pb2.Head.FromString(item.value)
+        if head is None or gone(head):
+            self.windows.drop(key)
+            raise NotFoundError("conversation", conversation_id)
+        self.windows.put(key, head, read_at)
+        return head
+
+    async def newest(
+        self, user_id: str, head: document_pb2.Head, *, before: int, limit: int, max_bytes: int
+    ) -> list[domain.Slot]:
+        """Read up to `limit` messages just before a sequence, ascending; at least one, whatever its size."""
+        taken: list[domain.Slot] = []
+        total = 0
+        async for slot in self._walk(user_id, head, head.first_sequence, before, newest_first=True):
+            if len(taken) == limit or (taken and total + slot.size > max_bytes):
+                break
+            taken.append(slot)
+            total += slot.size
+        taken.reverse()
+        return await self.load(user_id, head, taken)
+
+    async def after(
+        self, user_id: str, head: document_pb2.Head, *, after: int, limit: int, max_bytes: int
+    ) -> list[domain.Slot]:
+        """Read up to `limit` messages after a sequence, ascending; at least one, whatever its size."""
+        taken: list[domain.Slot] = []
+        total = 0
+        first = max(after + 1, head.first_sequence)
+        async for slot in self._walk(user_id, head, first, head.next_sequence, newest_first=False):
+            if len(taken) == limit or (taken and total + slot.size > max_bytes):
+                break
+            taken.append(slot)
+            total += slot.size
+        return await self.load(user_id, head, taken)
+
+    async def _walk(
+        self, user_id: str, head: document_pb2.Head, first: int, end: int, *, newest_first: bool
+    ) -> AsyncIterator[domain.Slot]:
+        """Go through the visible messages of [first, end), reading pages a few at a time."""
+        base = head.window.base
+        window = [slot for slot in domain.slots(head.window) if first <= slot.sequence < end]
+        window = [slot for slot in window if slot.sequence >= head.first_sequence]
+        if newest_first:
+            for slot in reversed(window):
+                yield slot
+        stop = min(end, base)
+        pages = [page for page in range(first // domain.STRIDE, -(-stop // domain.STRIDE)) if _shown(head, page)]
+        if newest_first:
+            pages.reverse()
+        for index in range(0, len(pages), _PAGES_AT_ONCE):
+            for run in await self._pages(user_id, head, pages[index : index + _PAGES_AT_ONCE]):
+                live = [
+                    one
+                    for one in domain.slots(run)
+                    if first <= one.sequence < end and domain.visible(head, one.sequence)
+                ]
+                for slot in reversed(live) if newest_first else live:
+                    yield slot
+        if not newest_first:
+            for slot in window:
+                yield slot
+
+    async def _pages(self, user_id: str, head: document_pb2.Head, pages: Sequence[int]) -> list[document_pb2.Run]:
+        keys = [page_key(user_id, domain.page_owner(head, page), page) for page in pages]
+        found = await self.state.require(keys)
+        return [document_pb2.Page.FromString(found[key].value).run for key in keys]
+
+    async def load(self, user_id: str, head: document_pb2.Head, found: list[domain.Slot]) -> list[domain.Slot]:
+        """Read the bytes of messages that lie in rows of their own."""
+        missing = [slot for slot in found if slot.framed is None]
+        if not missing:
+            return found
+        loaded: dict[int, bytes] = {}
+        for index in range(0, len(missing), _ROWS_AT_ONCE):
+            chunk = missing[index : index + _ROWS_AT_ONCE]
+            owners = [domain.row_owner(head.conversation.id, head.segments, slot.sequence) for slot in chunk]
+            keys = [message_key(user_id, owner, slot.sequence) for owner, slot in zip(owners, chunk, strict=True)]
+            rows = await self.state.require(keys)
+            for slot, key in zip(chunk, keys, strict=True):
+                loaded[slot.sequence] = rows[key].value
+        return [
+            slot if slot.framed is not None else domain.Slot(slot.sequence, loaded[slot.sequence], slot.size)
+            for slot in found
+        ]
+
+    # -- changing
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[None]:
+        """Let changes of one document in this process follow each other, instead of losing races to each other."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def change(
+        self,
+        user_id: str,
+        conversation_id: str,
+        request_id: str,
+        body_hash: bytes,
+        apply: Callable[[document_pb2.Head], "Draft | bytes | Awaitable[Draft | bytes]"],
+        *,
+        expired_too: bool = False,
+    ) -> bytes:
+        """Change a conversation that is there, once for each request_id; give the serialized answer.
+
+        `apply` gets a head of its own to change and gives a Draft, or an answer if there is nothing to do, or
+        awaits one of these. It may be called several times.
+        Raises NotFoundError, ConflictError, and what `apply` raises.
+        """
+        key = head_key(user_id, conversation_id)
+        request_key = row_key(user_id, request_id) if request_id else ""
+        keys = [key, request_key] if request_id else [key]
+        async with self.alone(key):
+            for attempt in range(_ATTEMPTS):
+                read_at = self.windows.now()
+                found = await self._read(keys)
+                if (answer := first_answer(found.get(request_key), body_hash)) is not None:
+                    return answer
+                item = found.get(key)
+                head = None if item is None else document_pb2.Head.FromString(item.value)
+                if item is None or head is None or head.HasField("delete_time") or (gone(head) and not expired_too):
+                    raise NotFoundError("conversation", conversation_id)
+                applied = apply(head)
+                draft = applied if isinstance(applied, Draft | bytes) else await applied
+                if isinstance(draft, bytes):
+                    return draft
+                if request_id:
+                    draft.operations.append(new_row(request_key, body_hash, draft.answer))
+                try:
+                    await self.save(user_id, draft, item.etag)
+                except ConflictError:
+                    await _pause(attempt)
+                    continue
+                self.windows.put(key, draft.head, read_at)
+                return draft.answer
+        raise ConflictError("other writers kept winning; try again")
+
+    async def _read(self, keys: Sequence[str]) -> dict[str, Item]:
+        if len(keys) == 1:
+            item = await self.state.get(keys[0])
+            return {} if item is None else {keys[0]: item}
+        return await self.state.get_many(keys, confirm=keys[:1])
+
+    async def save(self, user_id: str, draft: Draft, etag: str) -> None:
+        """Commit a draft over the head last read (`etag`), or as a new one (""). Raises ConflictError."""
+        head = draft.head
+        conversation_id = head.conversation.id
+        number = await self.outbox.reserve()
+        reference = document_pb2.EventReference(
+            revision=head.revision, slot=number.slot, epoch=number.epoch, number=number.number
+        )
+        operations = draft.operations
+        if (block := domain.refer(head, reference)) is not None:
+            first = block.events[0].revision // domain.EVENT_REFERENCES
+            key = references_key(user_id, conversation_id, head.incarnation, first)
+            operations.append(Put(key, block.SerializeToString(), ttl_seconds=TOMBSTONE_SECONDS))
+        operations.append(
+            Put(
+                head_key(user_id, conversation_id),
+                head.SerializeToString(),
+                etag=etag,
+                create=not etag,
+                ttl_seconds=draft.ttl_seconds,
+            )
+        )
+        now = datetime.now(UTC)
+        events = build_events(_change(user_id, head, now), draft.events)
+        if (child := draft.born) is not None:
+            child.events.add(revision=1, slot=number.slot, epoch=number.epoch, number=number.number)
+            key = head_key(user_id, child.conversation.id)
+            operations.append(Put(key, child.SerializeToString(), create=True))
+            events += build_events(_change(user_id, child, now), {topics.CONVERSATION_CREATED: created(child)})
+        row = runtime_pb2.OutboxRow(events=events, clean_ups=draft.clean_ups)
+        await self.outbox.commit_reserved(number, row, operations)
+        self.changed(user_id, conversation_id, domain.last_sequence(head))
+
+    def rows(self, user_id: str, head: document_pb2.Head, rows: domain.Rows) -> list[Put | Remove]:
+        """Give the writes of what a change leaves beside the head."""
+        conversation_id = head.conversation.id
+        found: list[Put | Remove] = [
+            Put(message_key(user_id, conversation_id, sequence), framed) for sequence, framed in rows.external.items()
+        ]
+        for number, page in rows.pages.items():
+            found.append(Put(page_key(user_id, conversation_id, number), page.SerializeToString()))
+        return found
+
+    # -- taking away what nobody shows any more
+
+    async def release(
+        self,
+        user_id: str,
+        before: document_pb2.Head,
+        after: document_pb2.Head | None,
+        pages: tuple[int, int],
+        dropped: Sequence[domain.Slot],
+        draft: Draft,
+    ) -> None:
+        """Plan the deletion of pages [first, end) and of dropped slots' rows, as far as no fork shows them.
+
+        `after` is the head as it will be; None: the conversation goes.
+        """
+        others: list[document_pb2.LineageMember] = []
+        if before.lineage_id:
+            key = lineage_key(user_id, before.lineage_id)
+            item = (await self.state.require([key]))[key]
+            lineage = document_pb2.Lineage.FromString(item.value)
+            own_id = before.conversation.id
+            others = [one for one in lineage.members if one.conversation_id != own_id]
+            renewed = document_pb2.Lineage(members=others)
+            if after is not None:
+                renewed.members.add(conversation_id=own_id, ranges=domain.ranges(after))
+            draft.operations.append(Put(key, renewed.SerializeToString(), etag=item.etag))
+        free, kept = domain.released(before, pages, others)
+        work = document_pb2.PageCleanUp(
+            user_id=user_id,
+            pages=free,
+            kept=kept,
+            conversation_id=before.conversation.id,
+            segments=before.segments,
+        )
+        for slot in dropped:
+            owner = domain.row_owner(before.conversation.id, before.segments, slot.sequence)
+            if slot.framed is None and not domain.row_kept(kept, owner, slot.sequence):
+                work.rows.add(owner_id=owner, sequence=slot.sequence)
+        if work.pages or work.rows:
+            draft.clean_ups.append(runtime_pb2.CleanUp(kind=PAGE_CLEAN_UP, argument=work.SerializeToString()))
+
+    async def clean_up(self, argument: bytes) -> None:
+        """Delete pages and rows; repeating it does no harm."""
+        work = document_pb2.PageCleanUp.FromString(argument)
+        keys = [message_key(work.user_id, row.owner_id, row.sequence) for row in work.rows]
+        for one in work.pages:
+            for first in range(one.first_page, one.end_page, _PAGES_AT_ONCE):
+                pages = range(first, min(first + _PAGES_AT_ONCE, one.end_page))
+                page_keys = [page_key(work.user_id, one.owner_id, page) for page in pages]
+                for item in (await self.state.get_many(page_keys)).values():
+                    for sequence in document_pb2.Page.FromString(item.value).run.external:
+                        owner = domain.row_owner(work.conversation_id, work.segments, sequence)
+                        if not domain.row_kept(work.kept, owner, sequence):
+                            keys.append(message_key(work.user_id, owner, sequence))
+                keys += page_keys
+        for start in range(0, len(keys), 100):
+            await self.state.commit([Remove(key) for key in keys[start : start + 100]])
+
+
+def _change(user_id: str, head: document_pb2.Head, now: datetime) -> Change:
+    return Change(
+        entity_type="conversation",
+        entity_id=head.conversation.id,
+        user_id=user_id,
+        revision=head.revision,
+        incarnation=head.incarnation,
+        time=now,
+        traceparent=next((value for _, value in trace_metadata()), ""),
+    )
+
+
+def created(head: document_pb2.Head) -> dict[str, Any]:
+    """Build the payload that tells of a new conversation."""
+    conversation = head.conversation
+    payload = event_pb2.ConversationCreatedEvent(title=conversation.title, metadata=conversation.metadata)
+    if conversation.HasField("forked_from"):
+        payload.forked_from.CopyFrom(conversation.forked_from)
+    return json_format.MessageToDict(payload)
+
+
+def gone(head: document_pb2.Head) -> bool:
+    """Tell whether a head is a tombstone, or past its time to live and soon to be one."""
+    return head.HasField("delete_time") or expired(head, datetime.now(UTC))
+
+
+def expired(head: document_pb2.Head, now: datetime) -> bool:
+    """Tell whether a conversation has been unchanged for longer than its time to live."""
+    retention = head.conversation.retention
+    if not retention.HasField("ttl"):
+        return False
+    until: datetime = head.conversation.update_time.ToDatetime(UTC) + timedelta(seconds=retention.ttl.seconds)
+    return until <= now
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """Write a time as protobuf's."""
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _shown(head: document_pb2.Head, page: int) -> bool:
+    """Tell whether a page has to be read: those cut off or truncated as a whole need not exist."""
+    first, last = page * domain.STRIDE, (page + 1) * domain.STRIDE - 1
+    if last < head.first_sequence:
+        return False
+    return not any(one.first <= max(first, 1) and last <= one.last for one in head.truncated)
+
+
+async def _pause(attempt: int) -> None:
+    """Wait a moment, longer each time and never twice the same, so that rivals part."""
+    await asyncio.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 6)))  # noqa: S311 - not a secret
