@@ -1,0 +1,1 @@
+"""`gaggle conversations`: a person's way to the conversations that the mesh keeps."""
