@@ -95,7 +95,7 @@ class EventFilter(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """For an admin; a user's own events are all that a user gets."""
+    """Whose. A user gets none but their own, whoever is named here."""
     entity_type: _builtins.str
     entity_id: _builtins.str
     @_builtins.property
@@ -138,8 +138,8 @@ class PublishEventRequest(_message.Message):
     """Default: the event_type, which then must be a topic."""
     @_builtins.property
     def event(self) -> _event_pb2.Event:
-        """Without an event_id it gets one; without a timestamp it is now. The user_id is the caller's, unless an admin
-        names one.
+        """Without an event_id ([A-Za-z0-9_-]{1,64}; those with a dot are the mesh's own) it gets one; without a timestamp it
+        is now. The user_id is the caller's, unless an admin names one. At most 1 MiB.
         """
 
     def __init__(
@@ -365,6 +365,7 @@ class SearchRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """Words; "quoted phrases", -without, or. 1 to 1,024 bytes."""
     conversation_id: _builtins.str
@@ -372,6 +373,8 @@ class SearchRequest(_message.Message):
     page_size: _builtins.int
     """Default 20; more than 100 is lowered to 100."""
     page_token: _builtins.str
+    user_id: _builtins.str
+    """For an admin; empty: the caller's own."""
     def __init__(
         self,
         *,
@@ -379,10 +382,11 @@ class SearchRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "page_size", b"page_size", "page_token", b"page_token", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,11 +479,14 @@ class QueryConversationsRequest(_message.Message):
     ORDER_BY_UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     order_by_update_time: _builtins.bool
     """Last changed first instead of newest created first."""
     page_size: _builtins.int
     """Default 20; more than 100 is lowered to 100."""
     page_token: _builtins.str
+    user_id: _builtins.str
+    """For an admin; empty: the caller's own."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """All of these must be there; at most 8."""
@@ -491,10 +498,11 @@ class QueryConversationsRequest(_message.Message):
         order_by_update_time: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "order_by_update_time", b"order_by_update_time", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "order_by_update_time", b"order_by_update_time", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

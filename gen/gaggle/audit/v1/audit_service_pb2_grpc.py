@@ -83,7 +83,9 @@ class AuditServiceServicer:
 
     def PublishEvent(self, request, context):
         """Takes an event of an application that has no service here and publishes it on its topic. Repeating it with the
-        same event_id has no second effect. INVALID_ARGUMENT: unknown topic.
+        same event_id has no second effect. INVALID_ARGUMENT: unknown topic. PERMISSION_DENIED: the topic tells of what a
+        service of the mesh alone can know (goose.conversation.*, goose.agent.message.*, goose.user.*), or the user_id is
+        another's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +112,7 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Full text over messages, from the read model.
+        """Full text over a user's messages, from the read model, best first: words in any order, English ones by their stem.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,9 @@ class AuditServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     PublishEvent: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.PublishEventRequest, _audit_service_pb2.PublishEventResponse]
     """Takes an event of an application that has no service here and publishes it on its topic. Repeating it with the
-    same event_id has no second effect. INVALID_ARGUMENT: unknown topic.
+    same event_id has no second effect. INVALID_ARGUMENT: unknown topic. PERMISSION_DENIED: the topic tells of what a
+    service of the mesh alone can know (goose.conversation.*, goose.agent.message.*, goose.user.*), or the user_id is
+    another's.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]
     """Ascending by position, strongly consistent with what has reached the log."""
@@ -43,7 +45,7 @@ class AuditServiceStub:
     WatchEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.WatchEventsRequest, _audit_service_pb2.WatchEventsResponse]
     """Sends the log from a position on, then what comes. Resume with the last position."""
     Search: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.SearchRequest, _audit_service_pb2.SearchResponse]
-    """Full text over messages, from the read model."""
+    """Full text over a user's messages, from the read model, best first: words in any order, English ones by their stem."""
     QueryConversations: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.QueryConversationsRequest, _audit_service_pb2.QueryConversationsResponse]
     """Conversations by update time or metadata, from the read model."""
     Rebuild: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.RebuildRequest, _audit_service_pb2.RebuildResponse]
@@ -58,7 +60,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PublishEvent: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.PublishEventRequest, _audit_service_pb2.PublishEventResponse]  # type: ignore[assignment]
     """Takes an event of an application that has no service here and publishes it on its topic. Repeating it with the
-    same event_id has no second effect. INVALID_ARGUMENT: unknown topic.
+    same event_id has no second effect. INVALID_ARGUMENT: unknown topic. PERMISSION_DENIED: the topic tells of what a
+    service of the mesh alone can know (goose.conversation.*, goose.agent.message.*, goose.user.*), or the user_id is
+    another's.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Ascending by position, strongly consistent with what has reached the log."""
@@ -66,7 +70,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     WatchEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.WatchEventsRequest, _audit_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Sends the log from a position on, then what comes. Resume with the last position."""
     Search: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.SearchRequest, _audit_service_pb2.SearchResponse]  # type: ignore[assignment]
-    """Full text over messages, from the read model."""
+    """Full text over a user's messages, from the read model, best first: words in any order, English ones by their stem."""
     QueryConversations: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.QueryConversationsRequest, _audit_service_pb2.QueryConversationsResponse]  # type: ignore[assignment]
     """Conversations by update time or metadata, from the read model."""
     Rebuild: _aio.UnaryStreamMultiCallable[_audit_service_pb2.RebuildRequest, _audit_service_pb2.RebuildResponse]  # type: ignore[assignment]
@@ -84,7 +88,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.PublishEventResponse, _abc.Awaitable[_audit_service_pb2.PublishEventResponse]]:
         """Takes an event of an application that has no service here and publishes it on its topic. Repeating it with the
-        same event_id has no second effect. INVALID_ARGUMENT: unknown topic.
+        same event_id has no second effect. INVALID_ARGUMENT: unknown topic. PERMISSION_DENIED: the topic tells of what a
+        service of the mesh alone can know (goose.conversation.*, goose.agent.message.*, goose.user.*), or the user_id is
+        another's.
         """
 
     @_abc_1.abstractmethod
@@ -116,7 +122,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.SearchResponse, _abc.Awaitable[_audit_service_pb2.SearchResponse]]:
-        """Full text over messages, from the read model."""
+        """Full text over a user's messages, from the read model, best first: words in any order, English ones by their stem."""
 
     @_abc_1.abstractmethod
     def QueryConversations(

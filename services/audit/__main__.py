@@ -1,0 +1,73 @@
+"""Starts the audit service."""
+
+import asyncio
+
+from gaggle.audit.v1 import audit_service_pb2
+from services.audit.erasing import Erasure
+from services.audit.handlers import LogWriter, TopicLog
+from services.audit.indexing import Indexer, IndexPace
+from services.audit.owner import ConversationOwner
+from services.audit.publishing import EventPublisher
+from services.audit.rebuilding import Rebuild
+from services.audit.reconciliation import Reconciliation
+from services.audit.servicer import AUDIT_ACCESS, AuditServicer
+from services.audit.settings import AuditSettings
+from services.audit.store import AuditStore
+from services.audit.tail import LogTail
+from services.runtime import topics
+from services.runtime.callbacks import BulkOptions, Subscription
+from services.runtime.ids import new_id
+from services.runtime.service import Exposed, Runtime, Wiring, run
+
+
+def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
+    """Put the service together."""
+    holder = f"{settings.app_id}.{new_id()}"
+    store = AuditStore(runtime.sidecar, settings.readmodel, index_delay_seconds=settings.index_delay_seconds)
+    tail = LogTail(store, poll_seconds=settings.watch_poll_seconds)
+    log = TopicLog(LogWriter(store, tail.logged), store)
+    owner = ConversationOwner(
+        runtime.sidecar,
+        settings.sibling(settings.conversation_service),
+        # Not `runtime.tokens.issue`: the tokens are there once the service is ready.
+        lambda user_id: runtime.tokens.issue(user_id),  # noqa: PLW0108
+    )
+    pace = IndexPace(settings.index_poll_seconds, settings.index_concurrency, settings.index_lease_seconds)
+    indexer = Indexer(store, owner, pace)
+    reconciliation = Reconciliation(
+        store,
+        owner,
+        holder=holder,
+        interval_seconds=settings.reconcile_interval_seconds,
+        grace_seconds=settings.reconcile_grace_seconds,
+    )
+    erasure = Erasure(store, runtime.sidecar, pubsub=settings.pubsub, poll_seconds=settings.erasure_poll_seconds)
+    servicer = AuditServicer(
+        store,
+        tail,
+        EventPublisher(runtime.sidecar, settings.pubsub),
+        Rebuild(store, owner, indexer, holder=holder),
+        heartbeat_seconds=settings.watch_heartbeat_seconds,
+    )
+    dead_letters = topics.dead_letter_topic(settings.app_id)
+    bulk = BulkOptions(settings.bulk_max_messages, settings.bulk_max_wait_ms)
+
+    async def refresh_hourly_counts() -> None:
+        while True:
+            await store.refresh_hourly_counts()
+            await asyncio.sleep(settings.hourly_counts_interval_seconds)
+
+    return Wiring(
+        servicers=[
+            Exposed(audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"], servicer, AUDIT_ACCESS),
+        ],
+        subscriptions=[
+            *(Subscription(topic, log.take, bulk=bulk, dead_letter_topic=dead_letters) for topic in topics.ALL_TOPICS),
+            Subscription(dead_letters, log.take_late),
+        ],
+        background=[tail.run, indexer.run, reconciliation.run, erasure.run, refresh_hourly_counts],
+    )
+
+
+if __name__ == "__main__":
+    run("audit", AuditSettings, build)

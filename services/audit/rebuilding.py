@@ -1,0 +1,79 @@
+"""Makes the read model again from what the owners say. The log is left as it is."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from services.audit.indexing import Indexer
+from services.audit.owner import ConversationOwner
+from services.audit.store import AuditStore, IndexWork, Snapshot
+from services.runtime.errors import ConflictError, NotFoundError
+
+_LEASE = "rebuild"
+_LEASE_SECONDS = 120.0
+# The background indexer leaves fresh rows to the rebuild for so long; if that ends early, it goes on from there.
+_HEAD_START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a rebuild has come."""
+
+    users: int = 0
+    conversations: int = 0
+    messages: int = 0
+    done: bool = False
+
+
+class Rebuild:
+    """One at a time."""
+
+    def __init__(self, store: AuditStore, owner: ConversationOwner, indexer: Indexer, *, holder: str) -> None:
+        """`holder` names this process."""
+        self._store = store
+        self._owner = owner
+        self._indexer = indexer
+        self._holder = holder
+
+    async def run(self, user_id: str | None) -> AsyncIterator[Progress]:
+        """Make the rows of one user again, or of all. Raises ConflictError while another process does."""
+        if not await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS):
+            raise ConflictError("another rebuild is under way")
+        try:
+            async for progress in self._run(user_id):
+                yield progress
+        finally:
+            await self._store.take_lease(_LEASE, self._holder, 0)
+
+    async def _run(self, user_id: str | None) -> AsyncIterator[Progress]:
+        # Rows that nobody writes from here on belong to nothing that exists.
+        started = await self._store.now()
+        progress = Progress()
+        async for user in self._users(user_id):
+            progress = replace(progress, users=progress.users + 1)
+            async for snapshots in self._owner.snapshots(user):
+                await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
+                await self._store.apply_snapshots(snapshots, again=True, delay_seconds=_HEAD_START_SECONDS)
+                for one in snapshots:
+                    if not one.deleted:
+                        messages = progress.messages + await self._index(one)
+                        progress = replace(progress, conversations=progress.conversations + 1, messages=messages)
+                yield progress
+        await self._store.prune_conversations(started, user_id)
+        yield replace(progress, done=True)
+
+    async def _users(self, user_id: str | None) -> AsyncIterator[str]:
+        if user_id is not None:
+            yield user_id
+            return
+        async for user in self._owner.users():
+            yield user
+
+    async def _index(self, one: Snapshot) -> int:
+        work = IndexWork(one.user_id, one.id, one.incarnation, 0, one.last_sequence, 0, wants_snapshot=False)
+        try:
+            written = await self._indexer.fetch(work)
+        except NotFoundError:
+            # Deleted a moment ago; its event takes the row away.
+            return 0
+        await self._store.finish_index_work(work)
+        return written

@@ -1,0 +1,53 @@
+"""The end of the log, as its watchers wait for it."""
+
+import asyncio
+
+from services.audit.store import AuditStore
+
+
+class LogTail:
+    """Wakes watchers when the log has grown: at once if this process wrote, else at the next poll.
+
+    Watchers hold no queue. Each reads on from its own position when it is ready for more, so that a slow client costs
+    one page of memory and nobody else's time.
+    """
+
+    def __init__(self, store: AuditStore, *, poll_seconds: float) -> None:
+        """`poll_seconds`: how soon another process's events are noticed."""
+        self._store = store
+        self._poll = poll_seconds
+        self._head = 0
+        self._watchers = 0
+        self._grown = asyncio.Event()
+
+    def logged(self, head: int) -> None:
+        """Tell that the log reaches to `head`."""
+        if head > self._head:
+            self._head = head
+            self._grown.set()
+            self._grown = asyncio.Event()
+
+    async def wait_beyond(self, position: int, timeout_seconds: float) -> bool:
+        """Wait until the log reaches further than `position`; False if it did not in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        self._watchers += 1
+        try:
+            while self._head <= position:
+                left = deadline - loop.time()
+                if left <= 0:
+                    return False
+                try:
+                    await asyncio.wait_for(self._grown.wait(), left)
+                except TimeoutError:
+                    return self._head > position
+            return True
+        finally:
+            self._watchers -= 1
+
+    async def run(self) -> None:
+        """Look for what other processes logged while someone watches, until cancelled."""
+        while True:
+            await asyncio.sleep(self._poll)
+            if self._watchers:
+                self.logged(await self._store.head())

@@ -1,0 +1,1 @@
+"""Who is calling: sessions, tokens and the keys that prove them."""
