@@ -1,0 +1,79 @@
+# One task list for people and for CI. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROTOS := $(shell find protos -name '*.proto' | LC_ALL=C sort)
+GEN := gen
+TESTS := tests
+# Two cores start to queue beyond four workers; the mesh under test needs its share.
+WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
+
+.PHONY: help demo up down test check generate released bench clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Start the mesh and show the main job on it, with all set-up (first run: about five minutes).
+	@$(BIN)/gaggle demo
+
+up: $(INSTALLED) ## Start the mesh in the background (`gaggle status`, `gaggle logs SERVICE`).
+	@$(BIN)/gaggle up --detach
+
+down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
+	@$(BIN)/gaggle down
+
+test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
+	@$(BIN)/gaggle tools dapr
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+
+check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/buf breaking --against protos/released.binpb
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	  $(MAKE) generate GEN="$$fresh"; \
+	  diff -r --exclude=__pycache__ gen/gaggle "$$fresh/gaggle" \
+	    || { echo 'gen/ is stale: run `make generate` and commit it' >&2; exit 1; }
+
+generate: $(INSTALLED) ## Make gen/ from protos/.
+	@rm -rf $(GEN)/gaggle && mkdir -p $(GEN)/gaggle
+	@$(BIN)/python -m grpc_tools.protoc \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --proto_path=protos --proto_path=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  --python_out=$(GEN) --grpc_python_out=$(GEN) --mypy_out=quiet:$(GEN) --mypy_grpc_out=quiet:$(GEN) $(PROTOS)
+	@touch $(GEN)/gaggle/py.typed
+
+released: $(INSTALLED) ## Record the contracts as released: later ones are checked against them.
+	@$(BIN)/buf build --exclude-source-info -o protos/released.binpb
+
+bench: $(INSTALLED) ## Measure Gaggle and its peers side by side (about fifteen minutes).
+	@$(BIN)/python -m bench
+
+clean: ## Remove what builds and tests left; the mesh's data and the cached binaries stay.
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build $(VENV)
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Everything is installed by hash from the lock; an unchanged lock costs nothing.
+$(INSTALLED): requirements.lock pyproject.toml
+	@python=; for candidate in $${PYTHON:-} python3.11 python3.12 python3.13 python3; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "Gaggle needs Python 3.11 or newer; this machine's python3 is $$(python3 --version 2>&1 || true)." >&2; \
+	  echo 'Install it, or name one: make PYTHON=/path/to/python3.11' >&2; exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	if ! [ -x $(BIN)/pip ]; then "$$python" -m venv --clear $(VENV) || { \
+	  echo 'The venv module failed: on Debian and Ubuntu it is the package python3-venv.' >&2; exit 1; }; fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

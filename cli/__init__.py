@@ -1,0 +1,1 @@
+"""The `gaggle` command: the mesh on one machine, and what a person does with it."""

@@ -1,0 +1,47 @@
+"""The `gaggle` command.
+
+Exit codes: 0 done; 1 it failed, and stderr says why; 2 wrong usage; 3 no mesh runs there; 4 refused, since something
+that exists is in the way; 5 a program that the mesh needs is missing.
+"""
+
+import sys
+
+import typer
+
+from cli import database, mesh_commands, token_command, tools
+from cli.conversations.commands import app as conversations_app
+from cli.demo import command as demo_command
+from cli.errors import CommandError
+
+app = typer.Typer(
+    name="gaggle",
+    help="Run the Gaggle mesh on this machine, and work with it.",
+    epilog=(
+        "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no mesh runs there; 4 refused, something is in the way; "
+        "5 a needed program is missing."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+mesh_commands.register(app)
+token_command.register(app)
+app.add_typer(database.app, name="db")
+tools.register(app)
+app.add_typer(conversations_app, name="conversations")
+demo_command.register(app)
+
+
+def main() -> None:
+    """Runs the command line; a person's mistake is answered in a sentence, never with a stack trace."""
+    try:
+        app()
+    except CommandError as error:
+        # Not through rich: the text may quote a log, whose brackets are no markup.
+        print(f"gaggle: {error}", file=sys.stderr)  # noqa: T201 -- the one place that writes errors
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

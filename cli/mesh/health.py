@@ -1,0 +1,68 @@
+"""Whether a process of the mesh is ready, asked the way its clients would."""
+
+import asyncio
+import contextlib
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cli.mesh.ports import LOOPBACK
+
+# One question; a process that takes longer is not ready.
+_ANSWER_SECONDS = 2.0
+
+
+async def http_is_ok(port: int, path: str) -> bool:
+    """Whether GET answers 2xx; `path` is one of Dapr's health endpoints."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n\r\n".encode()
+    status_line = await _exchange(port, request)
+    return status_line.startswith(b"HTTP/1.1 2")
+
+
+async def redis_is_ready(port: int, password: str) -> bool:
+    """Whether Redis answers PING: while it still loads its file, it answers an error."""
+    answer = await _exchange(port, f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+    return b"+PONG" in answer
+
+
+async def _exchange(port: int, request: bytes) -> bytes:
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(request)
+            await writer.drain()
+            return await reader.read(4096) + await reader.read(4096)
+    except (OSError, TimeoutError):
+        return b""
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+class GrpcHealth:
+    """grpc.health.v1 of one server, asked over one channel."""
+
+    def __init__(self, port: int) -> None:
+        # The default back-off (up to two minutes) would leave a restarted service unnoticed.
+        options = (
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 500),
+        )
+        self._channel = grpc.aio.insecure_channel(f"{LOOPBACK}:{port}", options=options)
+        self._stub = health_pb2_grpc.HealthStub(self._channel)
+
+    async def is_serving(self) -> bool:
+        """Whether the server as a whole is SERVING."""
+        try:
+            answer = await self._stub.Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()

@@ -1,0 +1,41 @@
+"""Command line and environment of one service process."""
+
+from cli.mesh.data import DataDirectory
+from cli.mesh.health import GrpcHealth
+from cli.mesh.plan import Replica
+from cli.mesh.ports import direct_loopback
+from cli.mesh.process import Command
+
+
+def service_environment(replica: Replica, *, suffix: str, token: str) -> dict[str, str]:
+    """What the Dapr CLI sets for an app, and what is Gaggle's own beside it."""
+    return {
+        **replica.app.env,
+        "APP_ID": replica.app_id,
+        "APP_PORT": str(replica.port),
+        "APP_PROTOCOL": replica.app.app_protocol,
+        "APP_API_TOKEN": token,
+        "DAPR_GRPC_PORT": str(replica.sidecar_grpc_port),
+        "DAPR_HTTP_PORT": str(replica.sidecar_http_port),
+        "DAPR_METRICS_PORT": str(replica.sidecar_metrics_port),
+        "GAGGLE_SERVICE": replica.service,
+        "GAGGLE_APP_ID_SUFFIX": suffix,
+        "GAGGLE_METRICS_PORT": str(replica.metrics_port),
+        **direct_loopback(),
+        # A line that waits in a buffer is lost when the process is killed.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def service_command(data: DataDirectory, replica: Replica, environment: dict[str, str]) -> Command:
+    """One service process; it is ready when its grpc.health.v1 says SERVING."""
+    health = GrpcHealth(replica.port)
+    return Command(
+        name=replica.name,
+        arguments=replica.command,
+        is_ready=health.is_serving,
+        close=health.close,
+        log=data.log(replica.name),
+        environment=environment,
+        directory=replica.directory,
+    )

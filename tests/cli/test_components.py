@@ -1,0 +1,80 @@
+"""Component YAML: what is committed, and what a mesh makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.mesh.components import effective_component, effective_configuration, write_components
+from cli.mesh.data import PROJECT_ROOT, DataDirectory
+
+_LOCAL = PROJECT_ROOT / "dapr-components" / "local"
+_COMPONENTS = [path for path in sorted(_LOCAL.glob("*.yaml")) if path.name not in {"config.yaml", "resiliency.yaml"}]
+
+
+def _load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", _COMPONENTS, ids=lambda path: path.stem)
+def test_every_component_has_scopes_and_no_secret_in_it(path: Path) -> None:
+    """No component is open to every app, and none holds a password or a connection string."""
+    component = _load(path)
+
+    assert component["scopes"]
+    assert component["metadata"]["name"] == path.stem
+    for item in component["spec"]["metadata"]:
+        named_like_a_secret = any(word in item["name"].lower() for word in ("password", "connectionstring", "url"))
+        assert ("secretKeyRef" in item) or not named_like_a_secret
+
+
+def test_durations_of_redis_are_numbers_and_the_retry_outlasts_the_processing_time() -> None:
+    """The broker's component gives an event up only after the inbound retry did, or it would lose it."""
+    settings = {item["name"]: item.get("value") for item in _load(_LOCAL / "pubsub.yaml")["spec"]["metadata"]}
+    retry = _load(_LOCAL / "resiliency.yaml")["spec"]["policies"]["retries"]["delivery"]
+
+    processing_ms = int(settings["processingTimeout"])
+    assert processing_ms > 0
+    assert int(settings["redeliverInterval"]) > 0
+    assert retry["policy"] == "constant"
+    assert int(retry["duration"].removesuffix("ms")) * retry["maxRetries"] > processing_ms
+
+
+def test_effective_components_carry_the_suffix_and_the_secrets_file(tmp_path: Path) -> None:
+    """A suffixed mesh reads its own secrets, and its components are for its own app ids alone."""
+    data = DataDirectory.at(tmp_path / "data")
+    data.create()
+    (data.components / "gone.yaml").write_text("")
+
+    write_components(_LOCAL, data, "-t1")
+
+    written = {path.stem: _load(path) for path in data.components.glob("*.yaml")}
+    assert sorted(written) == sorted(path.stem for path in [*_COMPONENTS, _LOCAL / "resiliency.yaml"])
+    assert all(scope.endswith("-t1") for document in written.values() for scope in document["scopes"])
+    assert written["secretstore"]["spec"]["metadata"] == [{"name": "secretsFile", "value": str(data.secrets_file)}]
+
+
+def test_nothing_else_is_changed() -> None:
+    """Without a suffix, a component that is not the local secret store stays as it was committed."""
+    for path in _COMPONENTS:
+        if path.stem != "secretstore":
+            assert effective_component(_load(path), Path("/elsewhere"), "") == _load(path)
+
+
+@pytest.mark.parametrize(
+    ("service", "denied"),
+    [
+        ("conversation", ["issuer-key", "service-key-audit", "service-key-auth"]),
+        ("auth", ["service-key-audit", "service-key-conversation"]),
+    ],
+)
+def test_a_service_cannot_read_the_private_keys_of_others(service: str, denied: list[str]) -> None:
+    """A service that is taken over can sign as itself, not as another one nor as the issuer."""
+    keys = ["issuer", "audit", "auth", "conversation"]
+
+    configuration = effective_configuration(_load(_LOCAL / "config.yaml"), service, keys)
+
+    (scope,) = configuration["spec"]["secrets"]["scopes"]
+    assert scope == {"storeName": "secretstore", "defaultAccess": "allow", "deniedSecrets": denied}
+    assert configuration["spec"]["tracing"] == _load(_LOCAL / "config.yaml")["spec"]["tracing"]

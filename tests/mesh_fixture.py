@@ -1,0 +1,227 @@
+"""The mesh under test: a pytest plugin (see addopts in pyproject.toml).
+
+One mesh serves the whole run, whatever the number of xdist workers: the first test that asks for it starts it, on free
+ports and with an app-id suffix of its own, so that a person's running mesh is never touched; it stops when the run
+ends, even if that is killed. Tests keep apart by user id. A test that kills things it shares asks `private_mesh`.
+
+- GAGGLE_TEST_MESH names the mesh.json of a running mesh to be used instead (it is not stopped).
+- GAGGLE_KEEP_TEST_MESH=1 keeps the data directory, for reading logs.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import psutil
+import pytest
+from rich.console import Console
+
+from cli.binaries.cache import exclusive
+from cli.errors import CommandError
+from cli.mesh import control
+from cli.mesh.data import DataDirectory
+from cli.mesh.description import MeshDescription, ServiceDescription
+from cli.mesh.keys import sign_token
+from cli.mesh.leftovers import find_process
+from cli.mesh.up import UpRequest, start_detached, wait_until_gone
+from tests.conditions import eventually
+
+_RUN_DIRECTORY = "GAGGLE_TEST_RUN_DIRECTORY"
+_SHARED = "GAGGLE_TEST_MESH"
+_STOP_SECONDS = 60.0
+_BACK_SECONDS = 30.0
+
+
+class Mesh:
+    """A running mesh, as its tests see it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.data = DataDirectory(file.parent)
+
+    @property
+    def description(self) -> MeshDescription:
+        """mesh.json as it is now: process ids change."""
+        return MeshDescription.load(self.file)
+
+    def service(self, name: str) -> ServiceDescription:
+        """A service's app id and addresses."""
+        return self.description.services[name]
+
+    def token(self, user: str, *, roles: Iterable[str] = (), ttl_seconds: int = 3600) -> str:
+        """A bearer token for a user."""
+        return sign_token(self.data, user, roles=roles, ttl_seconds=ttl_seconds)
+
+    def metadata(
+        self, user: str, *, roles: Iterable[str] = (), app_id: str | None = None
+    ) -> tuple[tuple[str, str], ...]:
+        """Call metadata: the user's token and, for a call through any sidecar, whom it is for."""
+        through = (("dapr-app-id", app_id),) if app_id else ()
+        return (("authorization", f"Bearer {self.token(user, roles=roles)}"), *through)
+
+    def channel(self, service: str, replica: int = 0) -> grpc.aio.Channel:
+        """A channel straight to a service; the caller closes it."""
+        return _channel(self.service(service).replicas[replica].address)
+
+    def sidecar(self, service: str, replica: int = 0) -> grpc.aio.Channel:
+        """A channel to a service's sidecar; the caller closes it."""
+        return _channel(self.service(service).replicas[replica].sidecar_grpc)
+
+    def status(self) -> dict[str, Any]:
+        """What `gaggle status --json` prints."""
+        return control.ask(self.description.control_socket, {"command": "status"})
+
+    def pid(self, process: str) -> int:
+        """The process id behind a name: `conversation`, `conversation.daprd`, `conversation-2`, `postgres`, ..."""
+        return self.description.processes[process].pid
+
+    def signal(self, process: str, number: signal.Signals) -> int:
+        """Sends a signal to a process and returns its id. SIGSTOP stalls it until SIGCONT."""
+        pid = self.pid(process)
+        os.kill(pid, number)
+        return pid
+
+    def kill(self, process: str) -> int:
+        """`kill -9` of one process of a mesh, which its supervisor will start again; returns the dead one's id."""
+        return self.signal(process, signal.SIGKILL)
+
+    async def killed(self, process: str, *, within: float = _BACK_SECONDS) -> None:
+        """Kills a process and returns when its successor is ready, at most `within` seconds later."""
+        dead = self.kill(process)
+        await self.back(process, dead, within=within)
+
+    async def back(self, process: str, dead: int, *, within: float = _BACK_SECONDS) -> None:
+        """Returns when `process` is ready again under another id than that of the dead one."""
+
+        async def is_back() -> bool:
+            pid, state = (await asyncio.to_thread(self.states))[process]
+            return state == "ready" and pid not in {None, dead}
+
+        await eventually(is_back, within=within, what=f"{process} back and ready")
+
+    async def restart(self, name: str) -> list[str]:
+        """`gaggle restart NAME`: returns the restarted replicas once they are ready."""
+        answer = await asyncio.to_thread(control.ask, self.data.control_socket, {"command": "restart", "name": name})
+        return list(answer["restarted"])
+
+    def states(self) -> dict[str, tuple[int | None, str]]:
+        """Process id and state by name."""
+        status = self.status()
+        states = {row["name"]: (row["pid"], row["state"]) for row in [*status["services"], *status["infrastructure"]]}
+        for row in status["services"]:
+            states[f"{row['name']}.daprd"] = (row["sidecar_pid"], row["sidecar_state"])
+        return states
+
+    def stop(self) -> None:
+        """Stops it, and asserts that no process is left."""
+        before = self.description
+        control.ask(before.control_socket, {"command": "down"})
+        wait_until_gone(before.supervisor_pid, _STOP_SECONDS)
+        assert [name for name, entry in before.processes.items() if find_process(entry)] == []
+
+
+def start_mesh(data: Path, *, owner_pid: int | None = None, **request: Any) -> Mesh:
+    """Starts a mesh on free ports with a suffix of its own (the data's, if there is data).
+
+    Args:
+        data: its data directory.
+        owner_pid: it stops when this process is gone; the calling one by default.
+        request: more of cli.mesh.up.UpRequest: `only`, `replicas`, `run_file`.
+    """
+    directory = DataDirectory.at(data)
+    directory.create()
+    directory.keep_suffix(f"-t{uuid.uuid4().hex[:8]}")
+    asked = UpRequest(data=directory, port_base=0, owner_pid=owner_pid or os.getpid(), **request)
+    start_detached(asked, Console(stderr=True))
+    return Mesh(directory.mesh_file)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Mesh:
+    """The mesh that all tests of the run share."""
+    given = os.environ.get(_SHARED)
+    if given:
+        return Mesh(Path(given))
+    run = Path(os.environ[_RUN_DIRECTORY])
+    failure = run / "failure"
+    with exclusive(run / "lock", waiting=lambda: None):
+        file = DataDirectory(run / "mesh").mesh_file
+        if failure.exists():
+            pytest.fail(failure.read_text(), pytrace=False)
+        if not file.exists():
+            try:
+                start_mesh(run / "mesh", owner_pid=int((run / "owner").read_text()))
+            except CommandError as error:
+                failure.write_text(f"the mesh under test did not start: {error}")
+                pytest.fail(failure.read_text(), pytrace=False)
+    return Mesh(file)
+
+
+@pytest.fixture(scope="module")
+def private_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Mesh]]:
+    """Starts meshes that belong to one test module: `private_mesh(only=["conversation"], replicas={...})`."""
+    started: list[Mesh] = []
+
+    def start(**request: Any) -> Mesh:
+        started.append(start_mesh(tmp_path_factory.mktemp("mesh"), **request))
+        return started[-1]
+
+    yield start
+    for one in started:
+        # A test may have stopped it already.
+        if one.file.exists():
+            one.stop()
+
+
+@pytest.fixture
+def user() -> str:
+    """A user id of the test's own."""
+    return f"user-{uuid.uuid4().hex[:12]}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any worker starts: the folder where they find the run's mesh."""
+    if not _is_worker(config) and not os.environ.get(_SHARED):
+        run = Path(tempfile.mkdtemp(prefix="gaggle-test-"))
+        (run / "owner").write_text(str(os.getpid()))
+        os.environ[_RUN_DIRECTORY] = str(run)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After the last worker: the mesh stops."""
+    if _is_worker(config) or _RUN_DIRECTORY not in os.environ:
+        return
+    run = Path(os.environ.pop(_RUN_DIRECTORY))
+    file = DataDirectory(run / "mesh").mesh_file
+    if file.exists():
+        with contextlib.suppress(CommandError, psutil.Error):
+            Mesh(file).stop()
+    if os.environ.get("GAGGLE_KEEP_TEST_MESH"):
+        Console(stderr=True).print(f"The test mesh's data: {run}")
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    # The mesh's limit, and a quick way back to a service that was killed.
+    size = 16 * 1024 * 1024
+    options = (
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", size),
+        ("grpc.max_send_message_length", size),
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 500),
+    )
+    return grpc.aio.insecure_channel(address, options=options)
