@@ -161,7 +161,8 @@ def list_conversations(
             return
         from cli.conversations.rendering import conversation_table
 
-        _console().print(conversation_table(found))
+        console = _console()
+        console.print(conversation_table(found, console.width))
 
     _run(run())
 

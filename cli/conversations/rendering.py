@@ -19,7 +19,8 @@ _STYLES = {"USER": "green", "ASSISTANT": "cyan", "SYSTEM": "yellow", "DEVELOPER"
 # A terminal acts on these: escape sequences in a message must not move the cursor or set the window's title.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SHOWN_CHARACTERS = 4_000
-_ID_WIDTH = 36
+_OTHER_COLUMNS_WIDTH = len("  " * 3 + "MESSAGES" + "2000-01-01 00:00")
+_TITLE_MIN_WIDTH = 12
 
 
 def harmless(text: str) -> str:
@@ -32,16 +33,20 @@ def when(time: Timestamp) -> str:
     return time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M") if time.seconds else "-"
 
 
-def conversation_table(conversations: Iterable[Conversation]) -> Table:
-    """One line each."""
+def conversation_table(conversations: Iterable[Conversation], width: int) -> Table:
+    """One line each, titles cut so that it fits into `width` columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("ID", no_wrap=True, style="cyan", min_width=_ID_WIDTH)
-    table.add_column("TITLE", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("ID", no_wrap=True, style="cyan")
+    table.add_column("TITLE", no_wrap=True)
     table.add_column("MESSAGES", justify="right")
-    table.add_column("CHANGED", no_wrap=True, min_width=16)
-    for each in conversations:
-        row = (Text(harmless(each.title)), f"{each.message_count:,}", when(each.update_time))
-        table.add_row(each.id, *row)
+    table.add_column("CHANGED", no_wrap=True)
+    rows = list(conversations)
+    longest = max((len(each.id) for each in rows), default=0)
+    room = max(width - longest - _OTHER_COLUMNS_WIDTH, _TITLE_MIN_WIDTH)
+    for each in rows:
+        title = Text(harmless(each.title))
+        title.truncate(room, overflow="ellipsis")
+        table.add_row(each.id, title, f"{each.message_count:,}", when(each.update_time))
     return table
 
 

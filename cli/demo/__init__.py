@@ -1,0 +1,1 @@
+"""`gaggle demo`: the main job of the mesh, shown as it happens and measured."""
