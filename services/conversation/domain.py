@@ -229,12 +229,12 @@ def visible(head: document_pb2.Head, sequence: int) -> bool:
     return not any(one.first <= sequence <= one.last for one in head.truncated)
 
 
-def page_owner(head: document_pb2.Head, page: int) -> str:
-    """Whose page it is: a conversation of the lineage, or this one."""
-    for segment in head.segments:
+def page_owner(conversation_id: str, segments: Iterable[document_pb2.Segment], page: int) -> str:
+    """Whose page it is: another conversation's of the lineage, or one's own."""
+    for segment in segments:
         if page < segment.end_page:
             return str(segment.owner_id)
-    return str(head.conversation.id)
+    return conversation_id
 
 
 def row_owner(conversation_id: str, segments: Iterable[document_pb2.Segment], sequence: int) -> str:
@@ -245,54 +245,66 @@ def row_owner(conversation_id: str, segments: Iterable[document_pb2.Segment], se
     return conversation_id
 
 
-def ranges(head: document_pb2.Head) -> list[document_pb2.PageRange]:
-    """Give the pages and rows that this conversation shows, by owner."""
-    first = head.first_sequence // STRIDE
-    found = []
-    for segment in head.segments:
-        if segment.end_page > first or segment.last_sequence >= head.first_sequence:
-            found.append(
-                document_pb2.PageRange(
-                    owner_id=segment.owner_id,
-                    first_page=min(first, segment.end_page),
-                    end_page=max(segment.end_page, 1),
-                    last_sequence=segment.last_sequence,
-                )
-            )
-            first = max(first, segment.end_page)
-    found.append(document_pb2.PageRange(owner_id=head.conversation.id, first_page=first))
-    return found
+def member(head: document_pb2.Head, earlier: document_pb2.LineageMember | None = None) -> document_pb2.LineageMember:
+    """Write what a conversation shows of its lineage's pages and rows.
+
+    Holes that have moved to pages are no longer known to the head, so those noted `earlier` are kept.
+    """
+    noted = document_pb2.LineageMember(
+        conversation_id=head.conversation.id,
+        segments=head.segments,
+        first_sequence=head.first_sequence,
+        truncated=head.truncated,
+    )
+    known = sorted((one.first, one.last) for one in (*holes(head), *(earlier.gone if earlier else ())))
+    for first, last in known:
+        if last < head.first_sequence:
+            continue
+        if noted.gone and first <= noted.gone[-1].last + 1:
+            noted.gone[-1].last = max(noted.gone[-1].last, last)
+        else:
+            noted.gone.add(first=first, last=last)
+    return noted
 
 
 def released(
     head: document_pb2.Head,
     pages: tuple[int, int],
     others: Sequence[document_pb2.LineageMember],
-) -> tuple[list[document_pb2.PageRange], list[document_pb2.PageRange]]:
-    """Of this conversation's pages [first, end), find those that no other member of the lineage shows.
-
-    Gives them by owner, and what the other members keep of these owners' rows.
-    """
+) -> list[document_pb2.PageRange]:
+    """Of this conversation's pages [first, end), find those that no other member of the lineage shows, by owner."""
     free: list[document_pb2.PageRange] = []
-    first, end = pages
-    for page in range(first, end):
-        owner = page_owner(head, page)
-        if any(_covers(one, owner, page) for member in others for one in member.ranges):
+    for page in range(*pages):
+        owner = page_owner(head.conversation.id, head.segments, page)
+        if any(_shows_page(one, owner, page) for one in others):
             continue
         if free and free[-1].owner_id == owner and free[-1].end_page == page:
             free[-1].end_page = page + 1
         else:
             free.append(document_pb2.PageRange(owner_id=owner, first_page=page, end_page=page + 1))
-    return free, [one for member in others for one in member.ranges]
+    return free
 
 
-def _covers(one: document_pb2.PageRange, owner: str, page: int) -> bool:
-    return one.owner_id == owner and one.first_page <= page and (one.end_page == 0 or page < one.end_page)
+def _shows_page(one: document_pb2.LineageMember, owner: str, page: int) -> bool:
+    return page_owner(one.conversation_id, one.segments, page) == owner and reads_page(
+        one.first_sequence, one.truncated, page
+    )
 
 
-def row_kept(kept: Sequence[document_pb2.PageRange], owner: str, sequence: int) -> bool:
+def reads_page(first_sequence: int, truncated: Iterable[conversation_pb2.SequenceRange], page: int) -> bool:
+    """Tell whether a page has to be there: one cut off or truncated as a whole need not."""
+    first, last = max(page * STRIDE, 1), (page + 1) * STRIDE - 1
+    return last >= first_sequence and not any(one.first <= first and last <= one.last for one in truncated)
+
+
+def row_kept(others: Iterable[document_pb2.LineageMember], owner: str, sequence: int) -> bool:
     """Tell whether a member of the lineage still shows a single message's row."""
-    return any(one.owner_id == owner and (one.end_page == 0 or sequence <= one.last_sequence) for one in kept)
+    return any(
+        row_owner(one.conversation_id, one.segments, sequence) == owner
+        and sequence >= one.first_sequence
+        and not any(gone.first <= sequence <= gone.last for gone in one.gone)
+        for one in others
+    )
 
 
 def fork(

@@ -220,7 +220,11 @@ class ConversationStore:
             for slot in reversed(window):
                 yield slot
         stop = min(end, base)
-        pages = [page for page in range(first // domain.STRIDE, -(-stop // domain.STRIDE)) if _shown(head, page)]
+        pages = [
+            page
+            for page in range(first // domain.STRIDE, -(-stop // domain.STRIDE))
+            if domain.reads_page(head.first_sequence, head.truncated, page)
+        ]
         if newest_first:
             pages.reverse()
         for index in range(0, len(pages), _PAGES_AT_ONCE):
@@ -237,7 +241,7 @@ class ConversationStore:
                 yield slot
 
     async def _pages(self, user_id: str, head: document_pb2.Head, pages: Sequence[int]) -> list[document_pb2.Run]:
-        keys = [page_key(user_id, domain.page_owner(head, page), page) for page in pages]
+        keys = [page_key(user_id, domain.page_owner(head.conversation.id, head.segments, page), page) for page in pages]
         found = await self.state.require(keys)
         return [document_pb2.Page.FromString(found[key].value).run for key in keys]
 
@@ -380,24 +384,27 @@ class ConversationStore:
         if before.lineage_id:
             key = lineage_key(user_id, before.lineage_id)
             item = (await self.state.require([key]))[key]
-            lineage = document_pb2.Lineage.FromString(item.value)
-            own_id = before.conversation.id
-            others = [one for one in lineage.members if one.conversation_id != own_id]
-            renewed = document_pb2.Lineage(members=others)
-            if after is not None:
-                renewed.members.add(conversation_id=own_id, ranges=domain.ranges(after))
+            own: document_pb2.LineageMember | None = None
+            for one in document_pb2.Lineage.FromString(item.value).members:
+                if one.conversation_id == before.conversation.id:
+                    own = one
+                else:
+                    others.append(one)
+            members = others if after is None else [*others, domain.member(after, own)]
+            renewed = document_pb2.Lineage(members=members)
+            # A change that lets go of things twice writes the lineage once, as it is in the end.
+            draft.operations = [one for one in draft.operations if one.key != key]
             draft.operations.append(Put(key, renewed.SerializeToString(), etag=item.etag))
-        free, kept = domain.released(before, pages, others)
         work = document_pb2.PageCleanUp(
             user_id=user_id,
-            pages=free,
-            kept=kept,
+            pages=domain.released(before, pages, others),
+            kept=others,
             conversation_id=before.conversation.id,
             segments=before.segments,
         )
         for slot in dropped:
             owner = domain.row_owner(before.conversation.id, before.segments, slot.sequence)
-            if slot.framed is None and not domain.row_kept(kept, owner, slot.sequence):
+            if slot.framed is None and not domain.row_kept(others, owner, slot.sequence):
                 work.rows.add(owner_id=owner, sequence=slot.sequence)
         if work.pages or work.rows:
             draft.clean_ups.append(runtime_pb2.CleanUp(kind=PAGE_CLEAN_UP, argument=work.SerializeToString()))
@@ -460,14 +467,6 @@ def timestamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
-
-
-def _shown(head: document_pb2.Head, page: int) -> bool:
-    """Tell whether a page has to be read: those cut off or truncated as a whole need not exist."""
-    first, last = page * domain.STRIDE, (page + 1) * domain.STRIDE - 1
-    if last < head.first_sequence:
-        return False
-    return not any(one.first <= max(first, 1) and last <= one.last for one in head.truncated)
 
 
 async def _pause(attempt: int) -> None:

@@ -200,10 +200,11 @@ class Writer:
             draft = Draft(head, b"")
             base_page = before.window.base // domain.STRIDE
             first_free = min(-(-(after + 1) // domain.STRIDE), base_page)
-            if rows.dropped or first_free < base_page:
-                await self._store.release(user_id, before, head, (first_free, base_page), rows.dropped, draft)
+            lost = list(rows.dropped)
             if after < before.window.base - 1 and not before.lineage_id:
-                draft.operations += await self._blank(user_id, head, after)
+                lost += await self._blank(user_id, head, after, draft)
+            if lost or first_free < base_page:
+                await self._store.release(user_id, before, head, (first_free, base_page), lost, draft)
             _advance(head)
             dropped = conversation_pb2.SequenceRange(first=after + 1, last=last)
             draft.answer = api.TruncateConversationResponse(
@@ -250,16 +251,18 @@ class Writer:
             count -= len(found)
             after = found[-1].sequence
 
-    async def _blank(self, user_id: str, head: document_pb2.Head, after: int) -> list[Put]:
-        """Rewrite the page in which a truncation begins without what it dropped."""
+    async def _blank(self, user_id: str, head: document_pb2.Head, after: int, draft: Draft) -> list[domain.Slot]:
+        """Rewrite the page in which a truncation begins without what it dropped; gives what that was."""
         number = (after + 1) // domain.STRIDE
         if (after + 1) % domain.STRIDE == 0 or after < head.first_sequence:
             return []
         key = page_key(user_id, head.conversation.id, number)
         run = document_pb2.Page.FromString((await self._store.state.require([key]))[key].value).run
-        live = [slot for slot in domain.slots(run) if slot.sequence <= after]
-        page = document_pb2.Page(run=domain.build_run(run.base, run.base + domain.STRIDE, live))
-        return [Put(key, page.SerializeToString())]
+        live = list(domain.slots(run))
+        kept = [slot for slot in live if slot.sequence <= after]
+        page = document_pb2.Page(run=domain.build_run(run.base, run.base + domain.STRIDE, kept))
+        draft.operations.append(Put(key, page.SerializeToString()))
+        return live[len(kept) :]
 
     async def compact(self, user_id: str, request: api.CompactConversationRequest) -> bytes:
         """Append a summary of all up to a sequence."""
@@ -318,10 +321,11 @@ class Writer:
                 raise InvalidArgumentError({"sequence": f"the conversation ends at {last}"})
             if await self._store.find(user_id, new) is not None:
                 raise AlreadyExistsError("conversation", new)
+            number = (sequence + 1) // domain.STRIDE
             page = None
-            if sequence < head.window.base and (sequence + 1) % domain.STRIDE and sequence >= head.first_sequence:
-                number = (sequence + 1) // domain.STRIDE
-                key = page_key(user_id, domain.page_owner(head, number), number)
+            needed = sequence < head.window.base and (sequence + 1) % domain.STRIDE
+            if needed and domain.reads_page(head.first_sequence, head.truncated, number):
+                key = page_key(user_id, domain.page_owner(head.conversation.id, head.segments, number), number)
                 page = document_pb2.Page.FromString((await self._store.state.require([key]))[key].value)
             child, _ = domain.fork(head, sequence, new, page)
             child.message_count = await self._count_through(user_id, head, sequence)
@@ -357,9 +361,9 @@ class Writer:
             lineage, etag = document_pb2.Lineage.FromString(item.value), item.etag
         else:
             head.lineage_id = new_id()
-            lineage.members.add(conversation_id=head.conversation.id, ranges=domain.ranges(head))
+            lineage.members.append(domain.member(head))
         child.lineage_id = head.lineage_id
-        lineage.members.add(conversation_id=child.conversation.id, ranges=domain.ranges(child))
+        lineage.members.append(domain.member(child))
         key = lineage_key(user_id, head.lineage_id)
         return [Put(key, lineage.SerializeToString(), etag=etag, create=not etag)]
 

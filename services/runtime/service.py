@@ -45,7 +45,8 @@ _SERVER_OPTIONS = (
 
 S = TypeVar("S", bound=ServiceSettings)
 
-# daprd 1.18 proves itself when it delivers, not when it asks what there is to deliver (pkg/runtime/pubsub/subscriptions.go).
+# daprd 1.18 proves itself when it delivers, not when it asks what there is to deliver: its
+# pkg/runtime/pubsub/subscriptions.go adds no token.
 _APP_CALLBACK = {
     "*": CALLBACK,
     "ListTopicSubscriptions": CALLBACK_AT_START,

@@ -274,22 +274,40 @@ Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
 @_typing.final
 class LineageMember(_message.Message):
+    """What one of them shows: of each page and row, whose it is follows from its segments."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
-    RANGES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
+    first_sequence: _builtins.int
+    """It shows nothing before this."""
     @_builtins.property
-    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRange]: ...
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.SequenceRange]:
+        """Nor any message in these."""
+
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.SequenceRange]:
+        """Nor reads it a page that lies wholly in one of these, as its head has them."""
+
     def __init__(
         self,
         *,
         conversation_id: _builtins.str = ...,
-        ranges: _abc.Iterable[Global___PageRange] | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        first_sequence: _builtins.int = ...,
+        gone: _abc.Iterable[_conversation_pb2.SequenceRange] | None = ...,
+        truncated: _abc.Iterable[_conversation_pb2.SequenceRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "ranges", b"ranges"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "first_sequence", b"first_sequence", "gone", b"gone", "segments", b"segments", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,31 +315,26 @@ Global___LineageMember: _TypeAlias = LineageMember  # noqa: Y015
 
 @_typing.final
 class PageRange(_message.Message):
-    """Pages [first_page, end_page) of an owner, and of its rows for single messages those up to last_sequence.
-    end_page 0: all from first_page on, and all rows.
-    """
+    """Pages [first_page, end_page) of an owner."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OWNER_ID_FIELD_NUMBER: _builtins.int
     FIRST_PAGE_FIELD_NUMBER: _builtins.int
     END_PAGE_FIELD_NUMBER: _builtins.int
-    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     owner_id: _builtins.str
     first_page: _builtins.int
     end_page: _builtins.int
-    last_sequence: _builtins.int
     def __init__(
         self,
         *,
         owner_id: _builtins.str = ...,
         first_page: _builtins.int = ...,
         end_page: _builtins.int = ...,
-        last_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_page", b"end_page", "first_page", b"first_page", "last_sequence", b"last_sequence", "owner_id", b"owner_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_page", b"end_page", "first_page", b"first_page", "owner_id", b"owner_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,8 +362,8 @@ class PageCleanUp(_message.Message):
         """Rows for single messages to delete beside those that the pages name."""
 
     @_builtins.property
-    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRange]:
-        """Rows up to last_sequence of these owners are still shown by a fork."""
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageMember]:
+        """Who still shows some of the rows that the pages name."""
 
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
@@ -360,7 +373,7 @@ class PageCleanUp(_message.Message):
         user_id: _builtins.str = ...,
         pages: _abc.Iterable[Global___PageRange] | None = ...,
         rows: _abc.Iterable[Global___ExternalRow] | None = ...,
-        kept: _abc.Iterable[Global___PageRange] | None = ...,
+        kept: _abc.Iterable[Global___LineageMember] | None = ...,
         conversation_id: _builtins.str = ...,
         segments: _abc.Iterable[Global___Segment] | None = ...,
     ) -> None: ...
