@@ -19,6 +19,8 @@ MAX_DEAD_LETTER_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 256 * 1024
 """What is searched of one message: its first so many bytes."""
 
+# Readers get data as google.protobuf.Struct, three messages a level, and parsers stop at a hundred.
+_MAX_DEPTH = 30
 _MAX_ID_BYTES = 512
 _MAX_COUNT = 2**31 - 1
 # goose.number() reads 15 digits, and JSON's doubles hold them all.
@@ -156,11 +158,13 @@ def _read_object(payload: bytes) -> dict[str, Any]:
     if len(payload) > MAX_EVENT_BYTES:
         raise UnreadableEventError(f"is {len(payload)} bytes, the limit is {MAX_EVENT_BYTES}")
     try:
-        body = json.loads(payload, parse_constant=_refuse_constant, parse_float=_finite)
+        body = json.loads(payload, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise UnreadableEventError(f"is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise UnreadableEventError("must be a JSON object")
+    if _deeper_than(body, _MAX_DEPTH):
+        raise UnreadableEventError(f"is nested deeper than {_MAX_DEPTH} levels")
     # PostgreSQL's text holds neither U+0000 nor half of a surrogate pair; JSON can write both, in escapes alone.
     lowered = payload.lower()
     if b"\\u0000" in lowered or b"\\ud" in lowered:
@@ -179,6 +183,19 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{text} is too large a number")
     return number
+
+
+def _whole(text: str) -> int:
+    # Readers get data as google.protobuf.Struct, whose numbers are doubles.
+    _finite(text)
+    return int(text)
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(one, levels - 1) for one in inner if isinstance(one, dict | list))
 
 
 def _printable_all(value: Any) -> Any:

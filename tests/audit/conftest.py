@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
@@ -16,6 +16,7 @@ import pytest
 from cli.mesh.wheels import wheel_folder
 from services.audit.migrations import upgrade
 from tests.audit.database import Database
+from tests.audit.serving import Served, serving
 
 _START_SECONDS = 60.0
 
@@ -59,3 +60,10 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"PostgreSQL was not ready within {_START_SECONDS} s")
+
+
+@pytest.fixture(scope="session")
+async def served(database: Database) -> AsyncIterator[Served]:
+    """The audit service in this process, on that database."""
+    async with serving(database) as running:
+        yield running

@@ -40,9 +40,13 @@ class BindingStandIn:
     """Answers as the sidecar's PostgreSQL binding does, from a real database, without the sidecar."""
 
     def __init__(self, database: Database) -> None:
-        """Of the next results, `cut_off` lose their rows, as a connection lost half-way makes the binding do."""
+        """A statement that holds `refuses` fails for good.
+
+        Of the next results, `cut_off` lose their rows, as a connection lost half-way makes the binding do.
+        """
         self._database = database
         self.cut_off = 0
+        self.refuses = ""
         self.statements = 0
 
     async def sql(self, name: str, statement: str, parameters: Sequence[object] = ()) -> list[list[Any]]:
@@ -52,6 +56,8 @@ class BindingStandIn:
         if self.cut_off:
             self.cut_off -= 1
             return []
+        if self.refuses and self.refuses in str(parameters):
+            raise UnavailableError(name) from BindingError("invalid input syntax (SQLSTATE 22P02)")
         try:
             async with await psycopg.AsyncConnection.connect(self._database.url, autocommit=True) as connection:
                 cursor = await connection.execute(statement.replace("$1", "%s").encode(), parameters or None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -289,3 +289,56 @@ async def test_deleted_conversations_are_not_found(mesh: Mesh, audit: Any, conve
         conversations.DeleteConversationRequest(conversation_id=conversation_id), metadata=metadata
     )
     await eventually(gone, within=_WITHIN, what="nothing found")
+
+
+async def test_an_erasure_is_reported(mesh: Mesh, audit: Any, conversation: Any, user: str) -> None:
+    """After EraseUser the read model has nothing of the user, the log no payload, and audit's receipt is there."""
+    metadata = mesh.metadata(user)
+    await _talk(conversation, mesh, user, "a secret", title="secret")
+
+    async def hits() -> int:
+        return len((await audit.Search(api.SearchRequest(query="secret"), metadata=metadata)).hits)
+
+    async def found() -> bool:
+        return await hits() == 1
+
+    await eventually(found, within=_WITHIN, what="the message found")
+    await conversation.EraseUser(conversations.EraseUserRequest(), metadata=metadata)
+
+    async def reported() -> bool:
+        erasure = await conversation.GetErasure(conversations.GetErasureRequest(), metadata=metadata)
+        return {one.service for one in erasure.receipts} >= {"audit", "conversation"}
+
+    await eventually(reported, within=_WITHIN, what="the receipts of audit and conversation")
+    assert await hits() == 0
+    entries = await _events(audit, mesh, user, entity_type="conversation")
+    assert entries
+    assert not any(one.event.data for one in entries)
+
+
+async def test_what_a_broker_lost_is_published_again(
+    private_mesh: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    """Events that never arrived are found by comparing revisions, and come into the log after all."""
+    monkeypatch.setenv("GAGGLE_RECONCILE_INTERVAL_SECONDS", "1")
+    monkeypatch.setenv("GAGGLE_RECONCILE_GRACE_SECONDS", "0.5")
+    mesh = await asyncio.to_thread(private_mesh, only=["conversation", "audit"])
+    readmodel = Database(mesh.description.database_url)
+    async with mesh.channel("conversation") as talking, mesh.channel("audit") as auditing:
+        await _ready(talking, conversations.DESCRIPTOR.services_by_name["ConversationService"].full_name)
+        await _ready(auditing, api.DESCRIPTOR.services_by_name["AuditService"].full_name)
+        conversation: Any = conversation_service_pb2_grpc.ConversationServiceStub(talking)
+        audit: Any = audit_service_pb2_grpc.AuditServiceStub(auditing)
+        await _talk(conversation, mesh, user, "one", "two", "three")
+
+        async def revisions() -> list[int]:
+            return sorted(one.event.revision for one in await _events(audit, mesh, user))
+
+        async def complete() -> bool:
+            return await revisions() == [1, 2, 3, 4]
+
+        await eventually(complete, within=_WITHIN, what="all four events")
+        # As if the second and the last had never been delivered.
+        readmodel.run("DELETE FROM goose.events WHERE user_id = %s AND revision IN (2, 4)", [user])
+        readmodel.run("UPDATE goose.revisions SET seen = '{[1,2),[3,4)}' WHERE user_id = %s", [user])
+        await eventually(complete, within=_WITHIN, what="the lost events")

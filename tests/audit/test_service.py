@@ -1,0 +1,435 @@
+"""The audit service in this process: a real gRPC server and a real PostgreSQL."""
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from gaggle.audit.v1 import audit_service_pb2 as api
+from gaggle.common.v1 import event_pb2
+from services.audit.erasing import Erasure
+from services.audit.reconciliation import Reconciliation
+from services.runtime import topics
+from services.runtime.callbacks import TopicEvent
+from services.runtime.errors import UnavailableError
+from tests.audit.database import fresh_user
+from tests.audit.serving import Served
+from tests.conditions import eventually
+
+_WITHIN = 10.0
+_TOOL = topics.TOOL_EXECUTED
+
+
+def _tool_event(user_id: str, event_id: str, **more: Any) -> bytes:
+    return json.dumps({"eventId": event_id, "eventType": _TOOL, "userId": user_id, **more}).encode()
+
+
+async def _refusal(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    reason, fields = "", set()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    for detail in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            fields = {one.field for one in bad.field_violations}
+    return caught.value.code(), reason, fields
+
+
+_UNKNOWN_COUNT = api.CountEventsRequest.FromString(b"\x10\x63")
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_DENIED = grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code", "reason", "fields"),
+    [
+        pytest.param("ListEvents", api.ListEventsRequest(page_size=-1), _INVALID, "INVALID_FIELD", {"page_size"},
+                     id="negative page size"),
+        pytest.param("ListEvents", api.ListEventsRequest(page_token="x"), _INVALID, "INVALID_PAGE_TOKEN",
+                     {"page_token"}, id="bad page token"),
+        pytest.param("ListEvents", api.ListEventsRequest(filter=api.EventFilter(event_types=["x"] * 33)), _INVALID,
+                     "INVALID_FIELD", {"filter.event_types"}, id="too many types"),
+        pytest.param("ListEvents", api.ListEventsRequest(filter=api.EventFilter(entity_id="\0")), _INVALID,
+                     "INVALID_FIELD", {"filter.entity_id"}, id="what no row can hold"),
+        pytest.param("ListEvents", api.ListEventsRequest(filter=api.EventFilter(
+                     start_time=timestamp_pb2.Timestamp(seconds=2**60))), _INVALID, "INVALID_FIELD",
+                     {"filter.start_time"}, id="no time at all"),
+        pytest.param("CountEvents", _UNKNOWN_COUNT, _INVALID, "INVALID_FIELD", {"by"},
+                     id="unknown count"),
+        pytest.param("Search", api.SearchRequest(), _INVALID, "INVALID_FIELD", {"query"}, id="empty search"),
+        pytest.param("Search", api.SearchRequest(query="x" * 1025), _INVALID, "INVALID_FIELD", {"query"},
+                     id="long search"),
+        pytest.param("Search", api.SearchRequest(query="x", page_token="AAAA"), _INVALID, "INVALID_PAGE_TOKEN",
+                     {"page_token"}, id="bad page token of a search"),
+        pytest.param("Search", api.SearchRequest(query="x", user_id="other"), _DENIED, "ROLE_REQUIRED", set(),
+                     id="another user's messages"),
+        pytest.param("QueryConversations", api.QueryConversationsRequest(user_id="other"), _DENIED, "ROLE_REQUIRED",
+                     set(), id="another user's conversations"),
+        pytest.param("QueryConversations", api.QueryConversationsRequest(metadata={str(n): "" for n in range(9)}),
+                     _INVALID, "INVALID_FIELD", {"metadata"}, id="too many metadata"),
+        pytest.param("ListDeadLetters", api.ListDeadLettersRequest(), _DENIED, "ROLE_REQUIRED", set(),
+                     id="dead letters as a user"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(event_type="x")), _INVALID,
+                     "INVALID_FIELD", {"topic"}, id="unknown topic"),
+        pytest.param("PublishEvent", api.PublishEventRequest(topic=_TOOL), _INVALID, "INVALID_FIELD",
+                     {"event.event_type"}, id="no type"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(
+                     event_type=_TOOL, event_id="conversation.c.0.1.1")), _INVALID, "INVALID_FIELD",
+                     {"event.event_id"}, id="an id of the mesh's own kind"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(
+                     event_type=_TOOL, entity_type="conversation", entity_id="c", revision=2)), _INVALID,
+                     "INVALID_FIELD", {"event.revision"}, id="a revision of someone else's"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(
+                     event_type=topics.CONVERSATION_DELETED)), _DENIED, "SERVICE_NOT_ALLOWED", set(),
+                     id="a topic of the mesh's own"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(
+                     event_type=_TOOL, user_id="other")), _DENIED, "ROLE_REQUIRED", set(), id="another's event"),
+        pytest.param("PublishEvent", api.PublishEventRequest(event=event_pb2.Event(
+                     event_type=_TOOL, metadata={"x": "x" * 2**20})), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE",
+                     set(), id="too large"),
+    ],
+)  # fmt: skip
+async def test_refuses(
+    served: Served, method: str, request_: Any, code: grpc.StatusCode, reason: str, fields: set[str]
+) -> None:
+    """Every wrong request is answered with its code, its reason and the fields at fault."""
+    call = getattr(served.stub, method)(request_, metadata=served.as_user(fresh_user()))
+    assert await _refusal(call) == (code, reason, fields)
+
+
+async def test_pages_are_whole_and_for_one_list_alone(served: Served) -> None:
+    """Pages put together are the list, in either direction; a token is good for its own list and caller alone."""
+    user_id = fresh_user()
+    metadata = served.as_user(user_id)
+    assert set(await served.take(_TOOL, *(_tool_event(user_id, f"e{n}") for n in range(7)))) == {"SUCCESS"}
+    request = api.ListEventsRequest()
+    for descending in (False, True):
+        request = api.ListEventsRequest(page_size=3, descending=descending)
+        seen: list[str] = []
+        while True:
+            page = await served.stub.ListEvents(request, metadata=metadata)
+            seen += [one.event.event_id for one in page.entries]
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        expected = [f"e{n}" for n in range(7)]
+        assert seen == (expected[::-1] if descending else expected)
+    other = api.ListEventsRequest(page_token=request.page_token, filter=api.EventFilter(entity_id="x"))
+    assert (await _refusal(served.stub.ListEvents(other, metadata=metadata)))[1] == "INVALID_PAGE_TOKEN"
+    call = served.stub.ListEvents(request, metadata=served.as_user(fresh_user()))
+    assert (await _refusal(call))[1] == "INVALID_PAGE_TOKEN"
+
+
+async def test_filters_hold_together(served: Served) -> None:
+    """All parts of a filter must hold; the start is included, the end is not."""
+    user_id = fresh_user()
+    for n in range(4):
+        topic = _TOOL if n % 2 else topics.EXTENSION_LOADED
+        body = {"eventId": f"e{n}", "userId": user_id, "entityId": f"x{n // 2}", "timestamp": f"2026-01-01T00:00:0{n}Z"}
+        await served.take(topic, json.dumps(body).encode())
+
+    async def ids(**parts: Any) -> list[str]:
+        request = api.ListEventsRequest(filter=api.EventFilter(**parts))
+        return [
+            one.event.event_id
+            for one in (await served.stub.ListEvents(request, metadata=served.as_user(user_id))).entries
+        ]
+
+    start = timestamp_pb2.Timestamp()
+    start.FromJsonString("2026-01-01T00:00:01Z")
+    end = timestamp_pb2.Timestamp()
+    end.FromJsonString("2026-01-01T00:00:03Z")
+    assert await ids(start_time=start, end_time=end) == ["e1", "e2"]
+    assert await ids(event_types=[_TOOL], entity_id="x1") == ["e3"]
+    assert await ids(entity_type="extension") == ["e0", "e2"]
+
+
+async def test_a_published_event_comes_back_the_same(served: Served) -> None:
+    """PublishEvent completes an event from the token and writes it the same each time; logged, it reads as it was."""
+    user_id = fresh_user()
+    event = event_pb2.Event(event_id="mine", event_type="task.created", entity_type="task", entity_id="t", revision=4)
+    event.timestamp.FromJsonString("2026-01-01T00:00:00Z")
+    event.data.update({"n": 1.5, "list": [1, "two"]})
+    request = api.PublishEventRequest(event=event, topic=topics.TASK_EVENTS)
+    served.broker.published.clear()
+    for _ in range(2):
+        response = await served.stub.PublishEvent(request, metadata=served.as_user(user_id))
+        assert response.event_id == "mine"
+    first, second = served.broker.published
+    assert first == second
+    assert json.loads(first[1])["entity_id"] == "t"
+    assert first[2] == {"cloudevent.id": "mine"}
+    await served.take(first[0], first[1])
+    page = await served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    event.user_id = user_id
+    assert page.entries[0].event == event
+    assert isinstance(page.entries[0].event.data, struct_pb2.Struct)
+
+
+async def test_a_broker_that_is_away_is_said(served: Served) -> None:
+    """PublishEvent answers UNAVAILABLE while the broker is away: nothing is kept that would be lost."""
+    served.broker.failure = UnavailableError("pubsub")
+    event = event_pb2.Event(event_type=_TOOL)
+    call = served.stub.PublishEvent(api.PublishEventRequest(event=event), metadata=served.as_user(fresh_user()))
+    try:
+        assert await _refusal(call) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE", set())
+    finally:
+        served.broker.failure = None
+
+
+async def test_half_read_results_are_noticed(served: Served) -> None:
+    """A result that a lost connection cut off is UNAVAILABLE, never an empty list; a delivery is asked for again."""
+    user_id = fresh_user()
+    served.binding.cut_off = 1
+    call = served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    assert (await _refusal(call))[0] == grpc.StatusCode.UNAVAILABLE
+    served.binding.cut_off = 1
+    assert await served.take(_TOOL, _tool_event(user_id, "e")) == ["RETRY"]
+    assert await served.take(_TOOL, _tool_event(user_id, "e")) == ["SUCCESS"]
+    page = await served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    assert [one.event.event_id for one in page.entries] == ["e"]
+
+
+async def test_one_bad_event_does_not_hold_up_a_batch(served: Served) -> None:
+    """An event that only the database refuses becomes a dead letter; the others of its batch are logged."""
+    user_id = fresh_user()
+    payloads = [_tool_event(user_id, f"e{n}") for n in range(5)]
+    served.binding.refuses = "poison"
+    outcomes = await served.take(_TOOL, *payloads[:2], _tool_event(user_id, "poison"), *payloads[2:])
+    served.binding.refuses = ""
+    assert set(outcomes) == {"SUCCESS"}
+    page = await served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    assert sorted(one.event.event_id for one in page.entries) == [f"e{n}" for n in range(5)]
+    query = "SELECT error LIKE '%%SQLSTATE 22P02%%' FROM goose.dead_letters WHERE user_id = %s"
+    assert served.database.run(query, [user_id]) == [(True,)]
+
+
+async def test_the_deepest_event_can_be_read(served: Served) -> None:
+    """What is accepted can be listed: data as deep and numbers as large as the reader allows come back whole."""
+    user_id = fresh_user()
+    data: Any = {"n": 1.7e308}
+    for _ in range(28):
+        data = {"d": data}
+    assert await served.take(_TOOL, _tool_event(user_id, "deep", data=data)) == ["SUCCESS"]
+    page = await served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    assert json_format.MessageToDict(page.entries[0].event.data) == data
+
+
+async def test_deliveries_at_once_share_statements(served: Served) -> None:
+    """Deliveries that arrive together are written together: fewer statements than deliveries, and nothing lost."""
+    user_id = fresh_user()
+    before = served.binding.statements
+    await asyncio.gather(*(served.take(_TOOL, _tool_event(user_id, f"e{n}")) for n in range(50)))
+    assert served.binding.statements - before <= 5
+    counted = await served.stub.CountEvents(api.CountEventsRequest(), metadata=served.as_user(user_id))
+    assert counted.total == 50
+
+
+async def test_what_came_late_by_the_dead_letter_topic_is_logged(served: Served) -> None:
+    """An event that could not be delivered in time is logged under its own topic; what names none is a dead letter."""
+    user_id = fresh_user()
+    known = TopicEvent("ce", "dead-letter.audit", "", _tool_event(user_id, "late"), "")
+    unknown = TopicEvent(f"ce-{user_id}", "dead-letter.audit", "", b'{"eventType": "?"}', "")
+    assert [one.name for one in await served.log.take_late([known, unknown])] == ["SUCCESS", "SUCCESS"]
+    page = await served.stub.ListEvents(api.ListEventsRequest(), metadata=served.as_user(user_id))
+    assert [(one.topic, one.event.event_id) for one in page.entries] == [(_TOOL, "late")]
+    query = "SELECT topic FROM goose.dead_letters WHERE event_id = %s"
+    assert served.database.run(query, [f"ce-{user_id}"]) == [("dead-letter.audit",)]
+
+
+async def test_a_watcher_wakes_for_this_process_and_for_others(served: Served) -> None:
+    """A watcher gets what this process logs and what another one does, and hears a heartbeat when there is nothing."""
+    user_id = fresh_user()
+    stream = served.stub.WatchEvents(api.WatchEventsRequest(), metadata=served.as_user(user_id), timeout=_WITHIN)
+    assert not (await stream.read()).entries
+    polling = asyncio.create_task(served.tail.run())
+
+    async def next_ids() -> list[str]:
+        while True:
+            response = await stream.read()
+            if response.entries:
+                return [one.event.event_id for one in response.entries]
+
+    await served.take(_TOOL, _tool_event(user_id, "here"))
+    assert await next_ids() == ["here"]
+    row = {
+        "event_id": "elsewhere", "topic": _TOOL, "event_type": _TOOL, "entity_type": "tool", "entity_id": "",
+        "user_id": user_id, "timestamp": "2026-01-01T00:00:00Z", "revision": 0, "incarnation": 0, "part": 0,
+        "parts": 0, "data": {}, "metadata": {},
+    }  # fmt: skip
+    await asyncio.to_thread(served.database.call, "append_events", {"events": [row]})
+    assert await next_ids() == ["elsewhere"]
+    stream.cancel()
+    polling.cancel()
+
+
+def _append(user_id: str, conversation_id: str, revision: int, last_sequence: int) -> bytes:
+    data = {"conversationId": conversation_id, "messages": [{}], "lastSequence": str(last_sequence)}
+    body = {
+        "eventId": f"{conversation_id}.{revision}", "eventType": topics.MESSAGE_RECEIVED, "userId": user_id,
+        "entityType": "conversation", "entityId": conversation_id, "revision": str(revision), "data": data,
+    }  # fmt: skip
+    return json.dumps(body).encode()
+
+
+async def _searched(served: Served, user_id: str, query: str, **more: Any) -> api.SearchResponse:
+    response = await served.stub.Search(api.SearchRequest(query=query, **more), metadata=served.as_user(user_id))
+    assert isinstance(response, api.SearchResponse)
+    return response
+
+
+async def test_indexing_survives_failures(served: Served) -> None:
+    """Messages told of become searchable, even when fetching fails at first; what is gone at the owner is given up."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c1"] = ["To be or not to be", "Running <i>geese</i> & ducks", "über alles"]
+    await served.take(topics.MESSAGE_RECEIVED, _append(user_id, "c1", 4, 3), _append(user_id, "c9", 1, 1))
+    served.binding.cut_off = 1
+    indexing = asyncio.create_task(_index(served))
+
+    async def found() -> bool:
+        return bool((await _searched(served, user_id, "to be")).hits)
+
+    await eventually(found, within=_WITHIN, what="the message found")
+    (hit,) = (await _searched(served, user_id, "run goose OR goose OR geese")).hits
+    assert hit.snippet == "<b>Running</b> &lt;i&gt;<b>geese</b>&lt;/i&gt; &amp; ducks"
+    assert [one.sequence for one in (await _searched(served, user_id, "über")).hits] == [3]
+    assert (await _searched(served, user_id, '"not be"')).hits == []
+    assert (await _searched(served, user_id, "!!!")).hits == []
+
+    async def gone() -> bool:
+        query = "SELECT deleted_at IS NOT NULL FROM goose.conversations WHERE user_id = %s AND id = 'c9'"
+        return (await asyncio.to_thread(served.database.run, query, [user_id])) == [(True,)]
+
+    await eventually(gone, within=_WITHIN, what="the vanished conversation given up")
+    indexing.cancel()
+
+
+async def _index(served: Served) -> None:
+    while True:
+        try:
+            await served.indexer.run()
+        except UnavailableError:
+            continue
+
+
+async def test_pages_of_finds_are_whole(served: Served) -> None:
+    """Pages of finds put together are all of them, each once."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c2"] = [f"needle {'hay ' * (n % 3)}" for n in range(7)]
+    await _rebuild(served, user_id)
+    seen: list[int] = []
+    token = ""
+    while True:
+        page = await _searched(served, user_id, "needle", page_size=3, page_token=token)
+        seen += [one.sequence for one in page.hits]
+        token = page.next_page_token
+        if not token:
+            break
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def _rebuild(served: Served, user_id: str) -> api.RebuildResponse:
+    metadata = served.as_user("root", "admin")
+    stream = served.stub.Rebuild(api.RebuildRequest(user_id=user_id), metadata=metadata)
+    last: api.RebuildResponse = [response async for response in stream][-1]
+    return last
+
+
+async def test_rebuilt_rows_say_what_the_owner_says(served: Served) -> None:
+    """A rebuild replaces what was falsified, brings back what was lost and takes away what the owner has not."""
+    user_id = fresh_user()
+    for n in range(3):
+        served.owner.texts[user_id, f"c{n}"] = ["text"] * n
+    await _rebuild(served, user_id)
+    spoil = [
+        "UPDATE goose.conversations SET title = 'false', revision = 99, deleted_at = now() WHERE user_id = %s",
+        "DELETE FROM goose.conversations WHERE user_id = %s AND id = 'c2'",
+        "INSERT INTO goose.conversations (user_id, id, incarnation, created_at) VALUES (%s, 'made-up', 0, now())",
+        "UPDATE goose.message_search SET content = 'false' WHERE user_id = %s",
+    ]
+    for statement in spoil:
+        served.database.run(statement, [user_id])
+    last = await _rebuild(served, user_id)
+    assert (last.users, last.conversations, last.messages, last.done) == (1, 3, 3, True)
+
+    async def listed(**more: Any) -> list[Any]:
+        request = api.QueryConversationsRequest(**more)
+        response = await served.stub.QueryConversations(request, metadata=served.as_user(user_id))
+        return list(response.conversations)
+
+    assert [one.id for one in await listed()] == ["c2", "c1", "c0"]
+    assert [one.id for one in await listed(order_by_update_time=True)] == ["c0", "c1", "c2"]
+    (one,) = await listed(metadata={"n": "c1"})
+    assert (one.title, one.etag, one.message_count, one.retention.max_messages) == ("title of c1", "2", 1, 7)
+    assert (one.retention.ttl.ToMilliseconds(), one.forked_from.conversation_id, one.forked_from.sequence) == (
+        60_500,
+        "c0",
+        3,
+    )
+    page = await served.stub.QueryConversations(
+        api.QueryConversationsRequest(page_size=2), metadata=served.as_user(user_id)
+    )
+    rest = await listed(page_size=2, page_token=page.next_page_token)
+    assert [one.id for one in rest] == ["c0"]
+    assert len((await _searched(served, user_id, "text")).hits) == 3
+
+
+async def test_lost_events_are_asked_for_again(served: Served) -> None:
+    """Reconciliation has the owner publish what the log lacks, and does not ask for ever for what is lost for good."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c5"] = ["a", "b", "c"]
+    await served.take(topics.MESSAGE_RECEIVED, _append(user_id, "c5", 2, 1))
+    reconciliation = Reconciliation(served.store, served.owner, holder="here", interval_seconds=1, grace_seconds=0)
+
+    async def asked() -> list[tuple[str, int, int]]:
+        served.owner.republished.clear()
+        await reconciliation.once()
+        return [(name, low, high) for user, name, low, high in served.owner.republished if user == user_id]
+
+    assert await asked() == [("c5", 1, 1), ("c5", 3, 4)]
+    await served.take(topics.MESSAGE_RECEIVED, _append(user_id, "c5", 3, 2))
+    served.owner.republishes = 0
+    try:
+        assert await asked() == [("c5", 1, 1), ("c5", 4, 4)]
+        assert await asked() == []
+    finally:
+        served.owner.republishes = 1
+
+
+async def test_an_erasure_is_done_and_told(served: Served) -> None:
+    """After goose.user.erased nothing of the user is found, and the completion is told under one id, however often."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c1"] = ["secret"]
+    await _rebuild(served, user_id)
+    await served.take(_TOOL, _tool_event(user_id, "e", data={"secret": 1}))
+    told = {"eventId": f"x.{user_id}", "userId": user_id, "entityId": user_id, "data": {"erasureId": f"er-{user_id}"}}
+    await served.take(topics.USER_ERASED, json.dumps(told).encode())
+    served.broker.published.clear()
+    served.broker.failure = UnavailableError("pubsub")
+    erasure = Erasure(served.store, served.broker, pubsub="pubsub", poll_seconds=0.01)
+    with pytest.raises(UnavailableError):
+        await erasure.run()
+    served.broker.failure = None
+    running = asyncio.create_task(erasure.run())
+
+    async def published() -> list[Any]:
+        return [json.loads(data) for _, data, _ in served.broker.published if user_id.encode() in data]
+
+    (event,) = await eventually(published, within=_WITHIN, what="the completion told")
+    running.cancel()
+    assert event["data"] == {"erasureId": f"er-{user_id}", "service": "audit", "items": "3"}
+    assert event["eventId"] == f"erasure.er-{user_id}.audit"
+    assert (await _searched(served, user_id, "secret")).hits == []
+    page = await served.stub.ListEvents(
+        api.ListEventsRequest(filter=api.EventFilter(event_types=[_TOOL])), metadata=served.as_user(user_id)
+    )
+    assert [dict(one.event.data) for one in page.entries] == [{}]
