@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cli.binaries.dapr import DaprBinaries
 from cli.mesh.data import DataDirectory
-from cli.mesh.health import http_is_ok
+from cli.mesh.health import GrpcHealth, http_is_ok
 from cli.mesh.plan import Replica
 from cli.mesh.ports import LOOPBACK, Ports, direct_loopback
 from cli.mesh.process import Command
@@ -109,11 +109,17 @@ def sidecar_arguments(daprd: Path, replica: Replica, resources: Path, configurat
 def sidecar_command(
     binaries: DaprBinaries, data: DataDirectory, replica: Replica, ports: Ports, configuration: Path, token: str
 ) -> Command:
-    """The sidecar of one replica. It is ready once its components are loaded and it has found its service."""
+    """The sidecar of one replica. It is ready once its components are loaded and its service takes calls."""
+    health = GrpcHealth(replica.port)
+
+    async def is_ready() -> bool:
+        return await http_is_ok(replica.sidecar_http_port, "/v1.0/healthz") and await health.takes_calls()
+
     return Command(
         name=replica.sidecar_name,
         arguments=sidecar_arguments(binaries.daprd, replica, data.components, configuration, ports),
-        is_ready=functools.partial(http_is_ok, replica.sidecar_http_port, "/v1.0/healthz"),
+        is_ready=is_ready,
+        close=health.close,
         log=data.log(replica.sidecar_name),
         environment={"APP_API_TOKEN": token, **direct_loopback()},
         directory=replica.directory,

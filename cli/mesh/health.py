@@ -56,12 +56,22 @@ class GrpcHealth:
         self._stub = health_pb2_grpc.HealthStub(self._channel)
 
     async def is_serving(self) -> bool:
-        """Whether the server as a whole is SERVING."""
+        """Whether the server listens."""
+        return await self._status("") == health_pb2.HealthCheckResponse.SERVING
+
+    async def takes_calls(self) -> bool:
+        """Whether it has what it needs; an app that does not tell `ready` apart does as soon as it listens."""
+        return await self._status("ready") in {health_pb2.HealthCheckResponse.SERVING, None}
+
+    async def _status(self, name: str) -> int | None:
+        """The status of a name; None if the server knows no such name."""
         try:
-            answer = await self._stub.Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_SECONDS)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+            answer = await self._stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=_ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return None
+            return int(health_pb2.HealthCheckResponse.UNKNOWN)
+        return int(answer.status)
 
     async def close(self) -> None:
         """Closes the channel."""

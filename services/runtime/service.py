@@ -2,7 +2,7 @@
 
 The server listens before the sidecar is there, since the sidecar asks for subscriptions once, at its own start. Until
 the sidecar is ready and the keys are read, calls are answered UNAVAILABLE. `grpc.health.v1` says so: the empty name is
-SERVING while the process listens (liveness), each service's own name once it takes calls (readiness).
+SERVING while the process listens (liveness); `ready`, and each service's own name, once it takes calls (readiness).
 """
 
 import asyncio
@@ -31,6 +31,9 @@ from services.runtime.settings import ServiceSettings
 from services.runtime.sidecar import CHANNEL_OPTIONS, Sidecar
 from services.runtime.state import StateStore
 from services.runtime.telemetry import Metrics, Tracing, configure_logging
+
+READY = "ready"
+"""The name by which grpc.health.v1 tells, of any service, that it takes calls."""
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _HEALTH = "grpc.health.v1.Health"
@@ -180,7 +183,11 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await server.start()
-    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    for served, status in (
+        ("", health_pb2.HealthCheckResponse.SERVING),
+        (READY, health_pb2.HealthCheckResponse.NOT_SERVING),
+    ):
+        await health_servicer.set(served, status)
     _log.info("listening", address=address)
 
     background: list[asyncio.Task[None]] = []
@@ -192,8 +199,8 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
             starting.result()
             background = [asyncio.ensure_future(_forever(work)) for work in wiring.background]
             pipeline.ready = callbacks.ready = True
-            for exposed in wiring.servicers:
-                await health_servicer.set(exposed.service.full_name, health_pb2.HealthCheckResponse.SERVING)
+            for served in (READY, *(one.service.full_name for one in wiring.servicers)):
+                await health_servicer.set(served, health_pb2.HealthCheckResponse.SERVING)
             _log.info("ready", address=address)
             await stopping.wait()
         _log.info("draining", seconds=settings.drain_seconds)

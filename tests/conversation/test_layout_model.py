@@ -10,7 +10,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from gaggle.conversation.v1 import conversation_service_pb2 as api
 from gaggle.conversation.v1 import message_pb2
-from services.conversation import domain
 from services.conversation.index import UserIndexes
 from services.conversation.reading import Reader
 from services.conversation.settings import ConversationSettings
@@ -24,7 +23,7 @@ SETTINGS = ConversationSettings.model_validate(
     {"app_id": "conversation", "port": 0, "sidecar_port": 1, "app_api_token": "x"}
 )
 # Small numbers, so that a few messages cross every border.
-SMALL = {
+SMALL: dict[str, Any] = {
     "STRIDE": 4,
     "WINDOW": 5,
     "MAX_WINDOW_BYTES": 1200,
@@ -56,7 +55,7 @@ class Layout(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.patch = patch.multiple(domain, **SMALL)
+        self.patch = patch.multiple("services.conversation.domain", **SMALL)
         self.patch.start()
         self.loop = asyncio.new_event_loop()
         self.state = MemoryState()
@@ -204,7 +203,7 @@ def pairs(response: api.ListMessagesResponse) -> list[tuple[int, str]]:
     return [(one.sequence, one.content[0].text.text or one.content[0].summary.text) for one in response.messages]
 
 
-class TestLayout(Layout.TestCase):  # type: ignore[misc, name-defined]
+class TestLayout(Layout.TestCase):  # type: ignore[misc, valid-type]
     """Whatever is done in whatever order, every read gives what a plain list would hold, and nothing is left over."""
 
     # No shrinking: it takes minutes here, and the steps of a failure can be read as they are.
