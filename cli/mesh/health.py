@@ -57,7 +57,7 @@ class GrpcHealth:
 
     async def is_serving(self) -> bool:
         """Whether the server listens."""
-        return await self._status("") == health_pb2.HealthCheckResponse.SERVING
+        return bool(await self._status("") == health_pb2.HealthCheckResponse.SERVING)
 
     async def takes_calls(self) -> bool:
         """Whether it has what it needs; an app that does not tell `ready` apart does as soon as it listens."""
