@@ -7,6 +7,7 @@ that every process has a consumer of its own for. One that is lost costs `watch_
 import asyncio
 import contextlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -20,32 +21,41 @@ from services.conversation.store import ConversationStore, head_key
 from services.conversation.validation import MAX_RESPONSE_BYTES
 from services.runtime.callbacks import Outcome, TopicEvent
 from services.runtime.errors import NotFoundError, UnavailableError
+from services.runtime.ids import new_id
 from services.runtime.sidecar import Sidecar
 
 _BATCH_MESSAGES = 200
 _HEARTBEAT_SECONDS = 20.0
 _HINT_SECONDS = 0.01
+_ANNOUNCE_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
 class Hints:
-    """Wakes the watchers of a conversation, here and in other replicas."""
+    """Wakes the watchers of a conversation, here and in other replicas.
+
+    A process that has watchers says so on the topic; only while one has lately said so do the others send hints. A mesh
+    in which nobody watches from elsewhere pays nothing for it.
+    """
 
     def __init__(self, sidecar: Sidecar, pubsub: str, topic: str) -> None:
         """Hints travel on `topic` of the fan-out component."""
         self._sidecar = sidecar
         self._pubsub = pubsub
         self._topic = topic
+        self._process = new_id()
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._unsent: set[str] = set()
         self._news = asyncio.Event()
+        self._watched_until = 0.0
 
     def changed(self, user_id: str, conversation_id: str, _sequence: int) -> None:
         """Tell of a commit."""
         key = head_key(user_id, conversation_id)
         self._wake(key)
-        self._unsent.add(key)
-        self._news.set()
+        if time.monotonic() < self._watched_until:
+            self._unsent.add(key)
+            self._news.set()
 
     def _wake(self, key: str) -> None:
         for event in self._waiting.get(key, ()):
@@ -56,6 +66,8 @@ class Hints:
         """Give an event that is set whenever the conversation may have changed."""
         key = head_key(user_id, conversation_id)
         event = asyncio.Event()
+        if not self._waiting:
+            self._news.set()
         self._waiting[key].add(event)
         try:
             yield event
@@ -65,20 +77,33 @@ class Hints:
                 del self._waiting[key]
 
     async def send(self) -> None:
-        """Send what has gathered in ten milliseconds as one event; run in the background."""
+        """Send what has gathered in ten milliseconds, and that this process watches; run in the background."""
+        announced_at = float("-inf")
         while True:
-            await self._news.wait()
-            await asyncio.sleep(_HINT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ANNOUNCE_SECONDS):
+                    await self._news.wait()
+                    await asyncio.sleep(_HINT_SECONDS)
             self._news.clear()
             keys, self._unsent = self._unsent, set()
+            watching = bool(self._waiting) and time.monotonic() - announced_at >= _ANNOUNCE_SECONDS / 2
+            if not keys and not watching:
+                continue
+            hint = {"process": self._process, "watching": watching, "changed": sorted(keys)}
             with contextlib.suppress(UnavailableError):
-                await self._sidecar.publish(self._pubsub, self._topic, json.dumps(sorted(keys)).encode())
+                await self._sidecar.publish(self._pubsub, self._topic, json.dumps(hint).encode())
+                announced_at = time.monotonic() if watching else announced_at
 
     async def receive(self, events: Sequence[TopicEvent]) -> list[Outcome]:
         """Take the hints of all replicas, this one's own included."""
         for event in events:
-            with contextlib.suppress(ValueError, TypeError):
-                for key in json.loads(event.data):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                hint = json.loads(event.data)
+                if hint["process"] == self._process:
+                    continue
+                if hint["watching"]:
+                    self._watched_until = time.monotonic() + 3 * _ANNOUNCE_SECONDS
+                for key in hint["changed"]:
                     self._wake(key)
         return [Outcome.SUCCESS] * len(events)
 
