@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cli import database, mesh_commands, token_command, tools
+from cli import audit, database, mesh_commands, token_command, tools
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
@@ -28,6 +28,7 @@ app = typer.Typer(
 mesh_commands.register(app)
 token_command.register(app)
 app.add_typer(database.app, name="db")
+app.add_typer(audit.app, name="audit")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
 demo_command.register(app)
