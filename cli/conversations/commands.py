@@ -201,7 +201,8 @@ def show(
             else:
                 show_conversation(console, conversation, messages)
             if follow:
-                async for message in client.watch(conversation_id, conversation.last_sequence + 1):
+                shown = max(conversation.last_sequence, messages[-1].sequence if messages else 0)
+                async for message in client.watch(conversation_id, shown + 1):
                     if as_json:
                         _print_json(message)
                     else:

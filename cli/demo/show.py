@@ -127,10 +127,11 @@ class Show:
             await self._fork(client, conversation_id)
             await self._search(client, conversation_id, appended)
             await self._trail(client, audit, conversation_id)
+            last_sequence = (await client.get(conversation_id)).last_sequence
         self._step("Measured, one caller, in milliseconds")
         self._console.print(table)
         self._tell("One Python process made these calls one after the other; `make bench` measures properly.")
-        self._paste(conversation_id, others[0])
+        self._paste(conversation_id, last_sequence, others[0])
 
     async def _import(self, client: Client) -> str:
         self._step("Import")
@@ -341,33 +342,43 @@ class Show:
             f"{conversation.etag} is missing."
         )
 
-    def _paste(self, conversation_id: str, other: str) -> None:
-        self._step("To be pasted")
+    def _paste(self, conversation_id: str, last_sequence: int, other: str) -> None:
         service, sidecar = self._mesh.services["conversation"], self._mesh.services[other].sidecar_grpc
-        data = "" if self._directory == DataDirectory.at(None) else f" --data {shlex.quote(str(self._directory.path))}"
+        default = self._directory == DataDirectory.at(None)
+        data = "" if default else f" --data {shlex.quote(str(self._directory.path))}"
+        user = shlex.quote(self.user)
         gaggle = _command()
-        method = "gaggle.conversation.v1.ConversationService"
+        protoset = shlex.quote(str(self._directory.path / "conversation.protoset"))
+        service_name = "gaggle.conversation.v1.ConversationService"
         call = '"$GRPCURL" -plaintext -H "authorization: Bearer $TOKEN"'
-        through = f"{call} -H 'dapr-app-id: {service.app_id}'"
+        through = f"{call} -protoset {protoset} -H 'dapr-app-id: {service.app_id}'"
         which = f'"conversation_id": "{conversation_id}"'
         newest = f"-d '{{{which}, \"page_size\": 3}}'"
+        again = f"-d '{{{which}, \"from_sequence\": {last_sequence}}}'"
         said = '"messages": [{"role": "ROLE_USER", "content": [{"text": {"text": "Hello from grpcurl"}}]}]'
-        lines = (
-            f'GRPCURL="$({gaggle} tools grpcurl)"; TOKEN="$({gaggle} token {shlex.quote(self.user)}{data})"',
+        self._step("To be pasted")
+        self._lines(
+            f'GRPCURL="$({gaggle} tools grpcurl)"; TOKEN="$({gaggle} token {user}{data})"',
             f'"$GRPCURL" -plaintext {service.address} list',
-            f"{call} {newest} {service.address} {method}/ListMessages",
-            f"{call} -d '{{{which}, {said}}}' {service.address} {method}/AppendMessages",
-            f"{through} {newest} {sidecar} {method}/ListMessages",
-            f"{gaggle} conversations show {conversation_id} --user {shlex.quote(self.user)}{data} --last 10",
-            # Last, for it does not end by itself.
-            f"{through} -H 'dapr-stream: true' -d '{{{which}, \"from_sequence\": 440}}' {sidecar} {method}/Watch",
+            f"{call} {newest} {service.address} {service_name}/ListMessages",
+            f"{call} -d '{{{which}, {said}}}' {service.address} {service_name}/AppendMessages",
+            f"{gaggle} conversations show {conversation_id} --user {user}{data} --last 10",
         )
+        self._tell(f"Through the sidecar of {other}. Asked to describe, it describes itself: take it along.")
+        self._lines(
+            f'"$GRPCURL" -plaintext -protoset-out {protoset} {service.address} describe {service_name} > /dev/null',
+            f"{through} {newest} {sidecar} {service_name}/ListMessages",
+            f"{through} -H 'dapr-stream: true' {again} {sidecar} {service_name}/Watch",
+        )
+        self._tell("The last one goes on until Ctrl-C.")
+        if self.keep:
+            self._tell(f"The mesh runs on; `{gaggle} down{data}` ends it.")
+
+    @staticmethod
+    def _lines(*lines: str) -> None:
         # Not through rich: it would break lines where a shell must not.
         for line in lines:
             typer.echo(line)
-        if self.keep:
-            self._console.print()
-            self._tell(f"The mesh runs on; `{gaggle} down{data}` ends it.")
 
     def _target(self, *, service: str = "conversation", via: str = "") -> Target:
         return Target.find(data=self.data, user=self.user, service=service, via=via)

@@ -1,5 +1,5 @@
 """A small conversation service in this process, which fails when it is told to."""
-# ruff: noqa: D102, N802 -- methods have the contract's names and are documented there
+# ruff: noqa: N802 -- methods have the contract's names and are documented there
 
 import base64
 import json

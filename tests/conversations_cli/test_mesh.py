@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +16,14 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
+from cli.conversations.client import Target, connect
 from cli.mesh.data import PROJECT_ROOT
 from cli.samples import OBSERVATORY, sample
 from gaggle.audit.v1 import audit_service_pb2 as audit_pb
 from gaggle.audit.v1.audit_service_pb2_grpc import AuditServiceStub
 from gaggle.conversation.v1 import conversation_service_pb2 as pb
 from gaggle.conversation.v1.conversation_service_pb2_grpc import ConversationServiceStub
+from gaggle.conversation.v1.message_pb2 import ROLE_USER, TextContent
 from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 
@@ -85,10 +89,9 @@ def sequences(entries: list[audit_pb.LogEntry]) -> list[int]:
     return [int(message["sequence"]) for messages in told for message in messages]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LOCOMO.is_dir(), reason="the LoCoMo dialogues are not here")
-async def test_real_dialogues_come_back_to_their_own_user(
-    gaggle: Gaggle, mesh: Mesh, user: str, tmp_path: Path
-) -> None:
+async def test_real_dialogues_come_back_to_their_own_user(gaggle: Gaggle, user: str, tmp_path: Path) -> None:
     """Five long dialogues under two users are exported equal, message for message; a third user sees none of them."""
     files = sorted(LOCOMO.glob("*.json"))
     assert len(files) == 5
@@ -197,3 +200,30 @@ async def test_import_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path, 
     revisions = [(entry.event.revision, entry.event.part) for entry in entries]
     assert len(revisions) == len(set(revisions))
     assert {revision for revision, _ in revisions} == set(range(1, max(revisions)[0] + 1))
+
+
+@pytest.mark.slow
+async def test_follow_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path) -> None:
+    """A conversation that is followed through a sidecar is shown without gap or repeat while processes die."""
+    gaggle = Gaggle(own_mesh)
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps([{"role": "user", "content": "begin"}]))
+    await gaggle("import", "-q", "--user", user, "--conversation", "followed", file)
+    following = await gaggle.start("show", "followed", "--user", user, "--via", "auth", "--json", "--follow")
+    assert following.stdout is not None
+    shown = [json.loads(await following.stdout.readline())["sequence"]]
+    client = Target.find(data=own_mesh.data.path, user=user)
+    async with connect(client, timeout_seconds=60) as writer:
+        for process in ("conversation", "auth.daprd", "conversation.daprd", None):
+            for _ in range(3):
+                request = pb.AppendMessagesRequest(conversation_id="followed", request_id=str(uuid.uuid4()))
+                request.messages.add(role=ROLE_USER).content.add(text=TextContent(text="more"))
+                await writer.call(writer.stub.AppendMessages, request, pb.AppendMessagesResponse)
+            lines = [await asyncio.wait_for(following.stdout.readline(), 60) for _ in range(3)]
+            shown += [json.loads(line)["sequence"] for line in lines]
+            if process is not None:
+                dead = own_mesh.kill(process)
+                await own_mesh.back(process, dead)
+    following.send_signal(signal.SIGINT)
+    assert await following.wait() == 0
+    assert shown == [str(sequence) for sequence in range(1, 14)]
