@@ -61,7 +61,8 @@ class GrpcHealth:
 
     async def takes_calls(self) -> bool:
         """Whether it has what it needs; an app that does not tell `ready` apart does as soon as it listens."""
-        return await self._status("ready") in {health_pb2.HealthCheckResponse.SERVING, None}
+        status = await self._status("ready")
+        return status is None or bool(status == health_pb2.HealthCheckResponse.SERVING)
 
     async def _status(self, name: str) -> int | None:
         """The status of a name; None if the server knows no such name."""
