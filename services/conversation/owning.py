@@ -188,11 +188,12 @@ class Owner:
             incarnation=0,
             time=datetime.now(UTC),
         )
-        events = build_events(change, {topic: json_format.MessageToDict(payload)})
-        for event in events:
-            # There are no revisions of a user: the erasure itself tells these events apart.
-            old, event.event_id = event.event_id, f"{topic}.{payload.erasure_id}.{self._service}"
-            event.payload = event.payload.replace(old.encode(), event.event_id.encode(), 1)
+        # There are no revisions of a user: the erasure itself tells these events apart.
+        events = build_events(
+            change,
+            {topic: json_format.MessageToDict(payload)},
+            id_prefix=f"{topic}.{payload.erasure_id}.{self._service}",
+        )
         put = Put(index_key(user_id), index.SerializeToString(), etag=item.etag if item else "", create=item is None)
         await self._store.outbox.commit([put], runtime_pb2.OutboxRow(events=events))
 

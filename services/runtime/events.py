@@ -29,15 +29,19 @@ class Change:
     traceparent: str = ""
 
 
-def build_events(change: Change, payloads: Mapping[str, Mapping[str, Any]]) -> list[document_pb2.OutboxEvent]:
+def build_events(
+    change: Change, payloads: Mapping[str, Mapping[str, Any]], *, id_prefix: str = ""
+) -> list[document_pb2.OutboxEvent]:
     """Build the events of one change: topic to typed payload in proto3 JSON, published in that order.
 
-    Ids are derived from entity, incarnation, revision and topic, so that building them again gives the same ones.
+    Ids are derived from entity, incarnation, revision and part, so that building them again gives the same ones; an
+    entity that keeps no revisions needs an `id_prefix` of its own.
     """
+    id_prefix = id_prefix or f"{change.entity_type}.{change.entity_id}.{change.incarnation}.{change.revision}"
     ordering_key = f"{change.entity_type}:{change.user_id}:{change.entity_id}"
     events = []
     for part, (topic, data) in enumerate(payloads.items(), start=1):
-        event_id = f"{change.entity_type}.{change.entity_id}.{change.incarnation}.{change.revision}.{part}"
+        event_id = f"{id_prefix}.{part}"
         body = envelope(change, topic, event_id, data, part=part, parts=len(payloads))
         events.append(document_pb2.OutboxEvent(topic=topic, event_id=event_id, ordering_key=ordering_key, payload=body))
     return events

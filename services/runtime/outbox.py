@@ -280,9 +280,12 @@ class Outbox:
                         await self._clean_ups[work.kind](work.argument)
             except (GaggleError, CommitFailedError) as error:
                 _log.warning("publish_failed", number=number.key, error=str(error))
-                await asyncio.sleep(pause)
-                continue
-            return
+            except Exception:
+                # Nothing may end the relay: what comes later for others must still be told.
+                _log.exception("publish_failed", number=number.key)
+            else:
+                return
+            await asyncio.sleep(pause)
 
     def _finish(self, number: Number) -> None:
         tenure = self._tenure
