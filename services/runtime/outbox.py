@@ -280,7 +280,7 @@ class Outbox:
                         await self._clean_ups[work.kind](work.argument)
             except (GaggleError, CommitFailedError) as error:
                 _log.warning("publish_failed", number=number.key, error=str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001 - as the comment says
                 # Nothing may end the relay: what comes later for others must still be told.
                 _log.exception("publish_failed", number=number.key)
             else:
