@@ -25,6 +25,12 @@ def demo(
         typer.Option(metavar="DIR", help="Import a dialogue of the LoCoMo benchmark too.", show_default=False),
     ] = None,
     reads: Annotated[int, typer.Option(min=1, help="How often each way of reading is measured.")] = 200,
+    port_base: Annotated[
+        int | None,
+        typer.Option(
+            help="First port of a mesh that is started, in place of 50101. 0: any free ones.", show_default=False
+        ),
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep/--stop", help="Leave the mesh running, or stop it if this command started it.")
     ] = True,
@@ -37,4 +43,6 @@ def demo(
     from cli.demo.show import Show
 
     found = locomo or PROJECT_ROOT.parent / _LOCOMO
-    Show(data=data, user=user, locomo=found if found.is_dir() else None, reads=reads, keep=keep).run()
+    Show(
+        data=data, user=user, locomo=found if found.is_dir() else None, reads=reads, keep=keep, port_base=port_base
+    ).run()

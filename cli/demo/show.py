@@ -33,7 +33,7 @@ from cli.errors import CommandError, NotRunning
 from cli.mesh import control
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.description import MeshDescription
-from cli.mesh.up import UpRequest, start_detached
+from cli.mesh.up import UpRequest, start_detached, wait_until_gone
 from cli.samples import OBSERVATORY, sample
 from cli.transcripts import Document, read
 from gaggle.audit.v1 import audit_service_pb2 as audit_pb
@@ -45,6 +45,7 @@ _T = TypeVar("_T")
 
 _CALL_SECONDS = 30.0
 _SOON_SECONDS = 20.0
+_STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _WINDOW = 50
 _TRAIL_LINES = 12
@@ -67,6 +68,7 @@ class Show:
     locomo: Path | None
     reads: int
     keep: bool
+    port_base: int | None = None
 
     def run(self) -> None:
         """All of it.
@@ -79,11 +81,12 @@ class Show:
         began = time.monotonic()
         started = self._start()
         try:
-            uvloop.run(self._steps())
+            uvloop.run(self._steps(paste=self.keep or not started))
         finally:
             if started and not self.keep:
                 self._console.print("Stopping the mesh.")
-                control.ask(MeshDescription.load(self._directory.mesh_file).control_socket, {"command": "down"})
+                control.ask(self._mesh.control_socket, {"command": "down"})
+                wait_until_gone(self._mesh.supervisor_pid, _STOP_SECONDS)
         self._console.print(f"\nAll of this took {time.monotonic() - began:.0f} s.")
 
     def _start(self) -> bool:
@@ -94,7 +97,7 @@ class Show:
             control.ask(mesh.control_socket, {"command": "status"})
         except NotRunning:
             began = time.monotonic()
-            mesh = start_detached(UpRequest(data=self._directory), self._console)
+            mesh = start_detached(UpRequest(data=self._directory, port_base=self.port_base), self._console)
             self._tell(f"PostgreSQL, Redis, Dapr and the services are up after {time.monotonic() - began:.1f} s.")
             started = True
         else:
@@ -109,7 +112,7 @@ class Show:
         self._mesh = mesh
         return started
 
-    async def _steps(self) -> None:
+    async def _steps(self, *, paste: bool) -> None:
         others = [name for name in sorted(self._mesh.services) if name != "conversation"]
         if not {"conversation", "audit"} <= self._mesh.services.keys():
             raise CommandError("The demonstration needs the services conversation and audit: `gaggle up` starts them.")
@@ -131,7 +134,8 @@ class Show:
         self._step("Measured, one caller, in milliseconds")
         self._console.print(table)
         self._tell("One Python process made these calls one after the other; `make bench` measures properly.")
-        self._paste(conversation_id, last_sequence, others[0])
+        if paste:
+            self._paste(conversation_id, last_sequence, others[0])
 
     async def _import(self, client: Client) -> str:
         self._step("Import")
@@ -371,8 +375,7 @@ class Show:
             f"{through} -H 'dapr-stream: true' {again} {sidecar} {service_name}/Watch",
         )
         self._tell("The last one goes on until Ctrl-C.")
-        if self.keep:
-            self._tell(f"The mesh runs on; `{gaggle} down{data}` ends it.")
+        self._tell(f"The mesh runs on; `{gaggle} down{data}` ends it.")
 
     @staticmethod
     def _lines(*lines: str) -> None:
