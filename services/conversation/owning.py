@@ -34,7 +34,7 @@ from services.runtime.events import Change, build_events
 from services.runtime.ids import new_id
 from services.runtime.outbox import Number
 from services.runtime.requests import TTL_SECONDS
-from services.runtime.state import Item, Put
+from services.runtime.state import CommitFailedError, Item, Put
 
 MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000
@@ -267,9 +267,9 @@ class Owner:
             _receive(index, receipt)
             put = Put(index_key(user_id), index.SerializeToString(), etag=item.etag if item else "")
             try:
-                await self._store.outbox.commit([put], runtime_pb2.OutboxRow())
-            except ConflictError:
-                continue
+                await self._store.state.commit([put])
+            except CommitFailedError:
+                continue  # Whether it happened shows when it is read again.
             return
         raise ConflictError("other writers kept winning")
 

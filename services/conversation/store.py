@@ -391,10 +391,11 @@ class ConversationStore:
                 else:
                     others.append(one)
             members = others if after is None else [*others, domain.member(after, own)]
-            renewed = document_pb2.Lineage(members=members)
-            # A change that lets go of things twice writes the lineage once, as it is in the end.
+            renewed = document_pb2.Lineage(members=members).SerializeToString()
+            # A change that lets go of things twice writes the lineage once, as it is in the end; without members it
+            # would be empty, and a store need not keep empty values.
             draft.operations = [one for one in draft.operations if one.key != key]
-            draft.operations.append(Put(key, renewed.SerializeToString(), etag=item.etag))
+            draft.operations.append(Put(key, renewed, etag=item.etag) if members else Remove(key, etag=item.etag))
         work = document_pb2.PageCleanUp(
             user_id=user_id,
             pages=domain.released(before, pages, others),
