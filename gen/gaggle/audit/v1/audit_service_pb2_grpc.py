@@ -92,7 +92,8 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Ascending by position, strongly consistent with what has reached the log.
+        """Ascending by position, strongly consistent with what has reached the log. Positions follow arrival: events of one
+        entity may come in another order than they happened, which `revision` and `part` tell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class AuditServiceStub:
     another's.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]
-    """Ascending by position, strongly consistent with what has reached the log."""
+    """Ascending by position, strongly consistent with what has reached the log. Positions follow arrival: events of one
+    entity may come in another order than they happened, which `revision` and `part` tell.
+    """
     CountEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.CountEventsRequest, _audit_service_pb2.CountEventsResponse]
     WatchEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.WatchEventsRequest, _audit_service_pb2.WatchEventsResponse]
     """Sends the log from a position on, then what comes. Resume with the last position."""
@@ -65,7 +67,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     another's.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Ascending by position, strongly consistent with what has reached the log."""
+    """Ascending by position, strongly consistent with what has reached the log. Positions follow arrival: events of one
+    entity may come in another order than they happened, which `revision` and `part` tell.
+    """
     CountEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.CountEventsRequest, _audit_service_pb2.CountEventsResponse]  # type: ignore[assignment]
     WatchEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.WatchEventsRequest, _audit_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Sends the log from a position on, then what comes. Resume with the last position."""
@@ -99,7 +103,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ListEventsResponse, _abc.Awaitable[_audit_service_pb2.ListEventsResponse]]:
-        """Ascending by position, strongly consistent with what has reached the log."""
+        """Ascending by position, strongly consistent with what has reached the log. Positions follow arrival: events of one
+        entity may come in another order than they happened, which `revision` and `part` tell.
+        """
 
     @_abc_1.abstractmethod
     def CountEvents(
