@@ -20,6 +20,8 @@ help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Start the mesh and show the main job on it, with all set-up (first run: about five minutes).
+	@$(BIN)/gaggle tools dapr >/dev/null
+	@$(BIN)/gaggle tools grpcurl >/dev/null
 	@$(BIN)/gaggle demo
 
 up: $(INSTALLED) ## Start the mesh in the background (`gaggle status`, `gaggle logs SERVICE`).
