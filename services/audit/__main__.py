@@ -1,7 +1,5 @@
 """Starts the audit service."""
 
-import asyncio
-
 from gaggle.audit.v1 import audit_service_pb2
 from services.audit.erasing import Erasure
 from services.audit.handlers import LogWriter, TopicLog
@@ -14,6 +12,7 @@ from services.audit.servicer import AUDIT_ACCESS, AuditServicer
 from services.audit.settings import AuditSettings
 from services.audit.store import AuditStore
 from services.audit.tail import LogTail
+from services.audit.upkeep import Upkeep
 from services.runtime import topics
 from services.runtime.callbacks import BulkOptions, Subscription
 from services.runtime.ids import new_id
@@ -25,7 +24,13 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
     holder = f"{settings.app_id}.{new_id()}"
     store = AuditStore(runtime.sidecar, settings.readmodel, index_delay_seconds=settings.index_delay_seconds)
     tail = LogTail(store, poll_seconds=settings.watch_poll_seconds)
-    log = TopicLog(LogWriter(store, tail.logged), store)
+    upkeep = Upkeep(store, hourly_counts_interval_seconds=settings.hourly_counts_interval_seconds)
+
+    def logged(head: int) -> None:
+        tail.logged(head)
+        upkeep.logged(head)
+
+    log = TopicLog(LogWriter(store, logged), store)
     owner = ConversationOwner(
         runtime.sidecar,
         settings.sibling(settings.conversation_service),
@@ -52,11 +57,6 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
     dead_letters = topics.dead_letter_topic(settings.app_id)
     bulk = BulkOptions(settings.bulk_max_messages, settings.bulk_max_wait_ms)
 
-    async def refresh_hourly_counts() -> None:
-        while True:
-            await store.refresh_hourly_counts()
-            await asyncio.sleep(settings.hourly_counts_interval_seconds)
-
     return Wiring(
         servicers=[
             Exposed(audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"], servicer, AUDIT_ACCESS),
@@ -65,7 +65,14 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
             *(Subscription(topic, log.take, bulk=bulk, dead_letter_topic=dead_letters) for topic in topics.ALL_TOPICS),
             Subscription(dead_letters, log.take_late),
         ],
-        background=[tail.run, indexer.run, reconciliation.run, erasure.run, refresh_hourly_counts],
+        background=[
+            tail.run,
+            indexer.run,
+            reconciliation.run,
+            erasure.run,
+            upkeep.renew_statistics,
+            upkeep.refresh_hourly_counts,
+        ],
     )
 
 

@@ -15,7 +15,7 @@ from services.runtime.errors import GaggleError
 
 # Escaping for the binding can triple the bytes, and a call takes 16 MiB.
 _BATCH_BYTES = 3 * 1024 * 1024
-_BATCH_EVENTS = 1000
+_BATCH_EVENTS = 500
 
 _Waiting = tuple[LoggedEvent, int, asyncio.Future[str]]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from services.audit.indexing import Indexer
 from services.audit.owner import ConversationOwner
-from services.audit.store import AuditStore, IndexWork, Snapshot
+from services.audit.store import AuditStore, IndexWork, RefusedError, Snapshot
 from services.runtime.errors import ConflictError, NotFoundError
 
 _LEASE = "rebuild"
@@ -51,12 +51,13 @@ class Rebuild:
         async for user in self._users(user_id):
             progress = replace(progress, users=progress.users + 1)
             async for snapshots in self._owner.snapshots(user):
-                await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
-                await self._store.apply_snapshots(snapshots, again=True, delay_seconds=_HEAD_START_SECONDS)
                 for one in snapshots:
+                    # One at a time: emptying holds the log's lock, and events must not wait for long.
+                    await self._store.apply_snapshots([one], again=True, delay_seconds=_HEAD_START_SECONDS)
                     if not one.deleted:
                         messages = progress.messages + await self._index(one)
                         progress = replace(progress, conversations=progress.conversations + 1, messages=messages)
+                await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
                 yield progress
         await self._store.prune_conversations(started, user_id)
         yield replace(progress, done=True)
@@ -72,8 +73,8 @@ class Rebuild:
         work = IndexWork(one.user_id, one.id, one.incarnation, 0, one.last_sequence, 0, wants_snapshot=False)
         try:
             written = await self._indexer.fetch(work)
-        except NotFoundError:
-            # Deleted a moment ago; its event takes the row away.
+        except (NotFoundError, RefusedError):
+            # Deleted or erased a moment ago; that takes the row away.
             return 0
         await self._store.finish_index_work(work)
         return written

@@ -229,6 +229,11 @@ class AuditStore:
         answer = await self._call("take_lease", {"name": name, "holder": holder, "seconds": seconds})
         return bool(answer["taken"])
 
+    async def renew_statistics(self) -> None:
+        """Have the planner look at the tables as they are."""
+        tables = ("events", "revisions", "conversations", "index_work", "message_search")
+        await self._rows(f"ANALYZE {', '.join(f'goose.{name}' for name in tables)}", [])
+
     async def refresh_hourly_counts(self) -> None:
         """Make the hourly counts again."""
         await self._rows("REFRESH MATERIALIZED VIEW CONCURRENTLY goose.event_counts_hourly", [])

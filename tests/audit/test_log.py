@@ -233,3 +233,24 @@ def test_an_erased_user_leaves_no_content(database: Database) -> None:
     assert [data for topic, data in logged if topic != "goose.user.erased"] == [{}] * len(history.events)
     assert database.run("SELECT 1 FROM goose.conversations WHERE user_id = %s", [user_id]) == []
     assert answer["items"] == len(early) + 1
+
+
+def test_appending_looks_at_what_it_appends_alone(database: Database) -> None:
+    """An append reads no more of the log when the log is long: no plan of a connection's first calls reads it whole."""
+    user_id = fresh_user()
+    history = ConversationHistory(user_id, "c")
+    history.create("long")
+    for _ in range(600):
+        history.append(1, 1)
+    query = (
+        "SELECT sum(idx_tup_fetch + seq_tup_read)::bigint FROM pg_stat_xact_user_tables "
+        "WHERE schemaname = 'goose' AND relname IN ('events', 'revisions')"
+    )
+    read: list[int] = []
+    with psycopg.connect(database.url) as connection:
+        for start in range(0, len(history.events), 20):
+            request = json.dumps({"events": history.events[start : start + 20]})
+            connection.execute("SELECT goose.append_events(%s::jsonb)", [request])
+            ((total,),) = connection.execute(query).fetchall()
+            read.append(total - sum(read))
+    assert max(read[-10:]) <= 2 * max(read[1:10])

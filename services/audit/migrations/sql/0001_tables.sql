@@ -52,12 +52,11 @@ COMMENT ON INDEX goose.events_event_id_key IS 'Each event once.';
 
 CREATE INDEX idx_events_user ON goose.events (user_id, position);
 COMMENT ON INDEX goose.idx_events_user IS 'A user''s own events.';
-CREATE INDEX idx_events_entity ON goose.events (entity_id, user_id, entity_type, incarnation, revision);
+CREATE INDEX idx_events_entity ON goose.events (entity_id, revision, incarnation, entity_type, user_id);
 COMMENT ON INDEX goose.idx_events_entity IS 'What happened to one thing, by revision.';
 CREATE INDEX idx_events_type ON goose.events (event_type, position);
 COMMENT ON INDEX goose.idx_events_type IS 'Events of a type.';
--- Times rise with positions, so that ranges of blocks are enough: a thousandth of a B-tree's size and upkeep.
-CREATE INDEX idx_events_timestamp ON goose.events USING brin ("timestamp") WITH (pages_per_range = 16, autosummarize);
+CREATE INDEX idx_events_timestamp ON goose.events ("timestamp");
 COMMENT ON INDEX goose.idx_events_timestamp IS 'Events of a span of time.';
 
 CREATE TABLE goose.dead_letters (
