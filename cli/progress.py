@@ -22,7 +22,9 @@ def build_progress(console: Console) -> Progress:
         if what == shown_what and now - shown_at < pause:
             return
         if not shown_what:
-            console.print("Building from pinned source, once per machine (Dapr takes about four minutes on two cores, others one).")
+            console.print(
+                "Building from pinned source, once per machine (Dapr takes about four minutes on two cores, others one)."
+            )
         shown_at, shown_what = now, what
         minutes, seconds = divmod(int(now - began), 60)
         text = f"  {minutes}:{seconds:02} {what}: {packages} packages compiled"
