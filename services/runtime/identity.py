@@ -170,7 +170,7 @@ def _peek(token: str) -> tuple[dict[str, Any], str]:
         head, body, _signature = token.split(".")
         header = json.loads(_base64url(head))
         claims = json.loads(_base64url(body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnauthenticatedError("the token is not a JWT") from error
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise UnauthenticatedError("the token is not a JWT")
@@ -189,7 +189,7 @@ def _caller(token: str, claims: Mapping[str, Any], key_id: str, *, own: bool) ->
         raise UnauthenticatedError("the token's claims are not usable here")
     # A service's key proves that service and nothing more; the issuer's key never speaks for a service.
     signer = service or ISSUER_KEY
-    if (own and key_id != signer) or (not own and service):
+    if service == ISSUER_KEY or (own and key_id != signer) or (not own and service):
         raise UnauthenticatedError("the token is not valid here")
     return Caller(
         user_id=user_id,

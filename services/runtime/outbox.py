@@ -112,6 +112,7 @@ class Outbox:
         self._acquiring = asyncio.Lock()
         self._queues: dict[str, deque[tuple[Number, document_pb2.OutboxRow | None]]] = defaultdict(deque)
         self._queued = 0
+        self._parts: dict[Number, int] = {}
         self._ready: asyncio.Queue[str] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
@@ -190,9 +191,14 @@ class Outbox:
         row = None if item is None else document_pb2.OutboxRow.FromString(item.value)
         return None if row is None or row.tombstone else row
 
-    async def publish_row(self, row: document_pb2.OutboxRow) -> int:
-        """Publish a row's events now, in order, and give their count. Raises UnavailableError."""
+    async def publish_row(self, row: document_pb2.OutboxRow, ordering_key: str | None = None) -> int:
+        """Publish a row's events now, in order, and give the row's count of them. Raises UnavailableError.
+
+        With `ordering_key`: only those of that key.
+        """
         for event in row.events:
+            if ordering_key is not None and event.ordering_key != ordering_key:
+                continue
             try:
                 await self._sidecar.publish(
                     self._pubsub, event.topic, event.payload, {"partitionKey": event.ordering_key}
@@ -214,16 +220,27 @@ class Outbox:
         for _ in range(3):
             item = await self._state.get(number.key)
             if item is not None:
-                return not document_pb2.OutboxRow.FromString(item.value).tombstone
+                if not document_pb2.OutboxRow.FromString(item.value).tombstone:
+                    return True
+                await self._see_who_holds(number)
+                return False
             with contextlib.suppress(CommitFailedError):
                 await self._state.commit([Put(number.key, tombstone, create=True, ttl_seconds=ROW_TTL_SECONDS)])
                 return False
         raise (failure.cause if failure and failure.cause else UnavailableError("statestore"))
 
+    async def _see_who_holds(self, number: Number) -> None:
+        """Learn at once, and not at the next renewal, that a number was closed because the slot is another's."""
+        tenure = self._tenure
+        if tenure is not None and (tenure.slot, tenure.epoch) == (number.slot, number.epoch):
+            with contextlib.suppress(GaggleError):
+                async with tenure.raising:
+                    await self._save(tenure)
+
     def _settle_later(self, number: Number) -> None:
         tenure = self._tenure
-        if tenure is None or tenure.epoch != number.epoch or number.number not in tenure.unfinished:
-            return
+        if tenure is None or (tenure.slot, tenure.epoch) != (number.slot, number.epoch):
+            return  # The one who took over decides.
 
         async def settle() -> None:
             for pause in _backoff():
@@ -246,16 +263,21 @@ class Outbox:
     # -- publishing
 
     def _enqueue(self, number: Number, row: document_pb2.OutboxRow) -> None:
-        if not row.events and not row.clean_ups:
+        keys = list(dict.fromkeys(event.ordering_key for event in row.events))
+        if not keys and row.clean_ups:
+            keys = [number.key]
+        if not keys:
             self._finish(number)
             return
-        key = row.events[0].ordering_key if row.events else number.key
-        queue = self._queues[key]
-        # A broker that is away must not fill the memory: what is beyond the bound is read again when its turn comes.
-        queue.append((number, row if self._queued < _KEPT_ROWS else None))
-        self._queued += 1
-        if len(queue) == 1:
-            self._ready.put_nowait(key)
+        if len(keys) > 1:
+            self._parts[number] = len(keys)
+        for key in keys:
+            queue = self._queues[key]
+            # A broker that is away must not fill the memory: what is beyond the bound is read again in its turn.
+            queue.append((number, row if self._queued < _KEPT_ROWS else None))
+            self._queued += 1
+            if len(queue) == 1:
+                self._ready.put_nowait(key)
 
     async def _publish_loop(self) -> None:
         while True:
@@ -263,20 +285,28 @@ class Outbox:
             queue = self._queues[key]
             while queue:
                 number, row = queue[0]
-                await self._tell(number, row)
+                await self._tell(number, row, key)
                 queue.popleft()
                 self._queued -= 1
-                self._finish(number)
+                left = self._parts.pop(number, 1) - 1
+                if left:
+                    self._parts[number] = left
+                else:
+                    self._finish(number)
             del self._queues[key]
 
-    async def _tell(self, number: Number, row: document_pb2.OutboxRow | None) -> None:
-        """Publish and clean up until it is done; the order of an entity's events waits for it."""
+    async def _tell(self, number: Number, row: document_pb2.OutboxRow | None, ordering_key: str | None = None) -> None:
+        """Publish and clean up until it is done; the order of an entity's events waits for it.
+
+        With `ordering_key`: that key's part of it, the cleaning up being the first one's.
+        """
         for pause in _backoff():
             try:
                 row = row or await self.row(number)
                 if row is not None:
-                    await self.publish_row(row)
-                    for work in row.clean_ups:
+                    await self.publish_row(row, ordering_key)
+                    first = ordering_key is None or not row.events or row.events[0].ordering_key == ordering_key
+                    for work in row.clean_ups if first else ():
                         await self._clean_ups[work.kind](work.argument)
             except (GaggleError, CommitFailedError) as error:
                 _log.warning("publish_failed", number=number.key, error=str(error))
@@ -333,7 +363,10 @@ class Outbox:
             if document.epoch != tenure.epoch:
                 tenure.lost = True
                 return
-            own = next(one for one in document.ranges if one.epoch == tenure.epoch)
+            own = next((one for one in document.ranges if one.epoch == tenure.epoch), None)
+            if own is None:  # Given back, and the answer was lost.
+                tenure.lost = True
+                return
             own.low, own.high = tenure.safe_low(), max(own.high, high)
             if release:
                 document.holder = ""
@@ -366,6 +399,8 @@ class Outbox:
                         await self._save(tenure)
             except GaggleError as error:
                 _log.warning("outbox_lease_not_renewed", error=str(error))
+            except Exception:  # noqa: BLE001 - the lease must be renewed whatever happens
+                _log.exception("outbox_lease_not_renewed")
 
     # -- the work of the dead
 
@@ -375,6 +410,8 @@ class Outbox:
                 await self._scan()
             except (GaggleError, CommitFailedError) as error:
                 _log.warning("outbox_scan_failed", error=str(error))
+            except Exception:  # noqa: BLE001 - as above
+                _log.exception("outbox_scan_failed")
             await asyncio.sleep(_SCAN_SECONDS)
 
     async def _scan(self) -> None:

@@ -11,6 +11,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -40,6 +41,10 @@ ERROR_DOMAIN = "gaggle"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _PROXIED = frozenset({"dapr-app-id", "dapr-callee-app-id"})
 _REASON_PREFIX = "ERROR_REASON_"
+# A status travels in trailers, of which gRPC takes 8 KiB by default: more would cost the caller all of it.
+_MAX_VIOLATIONS = 10
+_MAX_TEXT = 128
+_MAX_MESSAGE = 512
 
 Handler = Callable[..., Any]
 
@@ -176,9 +181,11 @@ class Pipeline:
             async def once() -> AsyncIterator[Any]:
                 yield await handler(_parse_all(request_class, requests), context)
 
+            # To its end, since there it is logged and counted.
+            last = b""
             async for response in self._stream(path, access, context, once):
-                return response
-            raise AssertionError
+                last = response
+            return last
 
         return call
 
@@ -282,25 +289,29 @@ def status_of(error: GaggleError) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=error_reason_pb2.ErrorReason.Name(error.reason).removeprefix(_REASON_PREFIX),
             domain=ERROR_DOMAIN,
-            metadata=error.metadata,
+            metadata={name: _short(value) for name, value in error.metadata.items()},
         )
     ]
     if error.violations:
         violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=field, description=what)
-            for field, what in error.violations.items()
+            error_details_pb2.BadRequest.FieldViolation(field=_short(field), description=_short(what))
+            for field, what in islice(error.violations.items(), _MAX_VIOLATIONS)
         ]
         details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = status_pb2.Status(code=error.code, message=_short(error.message, _MAX_MESSAGE))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _short(text: str, most: int = _MAX_TEXT) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 async def _abort(context: Any, status: status_pb2.Status) -> None:
