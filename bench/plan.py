@@ -1,0 +1,126 @@
+"""What is measured: every cell of the table, and how long each is given."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+LIST = "list50"
+APPEND = "append1"
+SESSIONS = "sessions1000"
+EVENT = "event"
+CASES = (LIST, APPEND, SESSIONS, EVENT)
+
+GHZ = "ghz"
+PYTHON = "Python, in process"
+STUB = "Python, generated stub"
+
+# Whose client measures what.
+CLIENTS = {
+    "hop-empty": GHZ,
+    "daprd-raw": GHZ,
+    "hop-relay": GHZ,
+    "gaggle": GHZ,
+    "gaggle-known": GHZ,
+    "gaggle-mesh": GHZ,
+    "gaggle-python": STUB,
+    "asyncpg": PYTHON,
+    "dapr-http-json": PYTHON,
+    "openai-agents-dapr": PYTHON,
+    "openai-agents-sqlalchemy": PYTHON,
+    "langgraph-postgres": PYTHON,
+}
+PEERS = ("dapr-http-json", "openai-agents-dapr", "openai-agents-sqlalchemy", "langgraph-postgres")
+"""What else keeps conversations for agents. asyncpg is no peer but the floor."""
+
+_FLAT = ("asyncpg", "hop-empty", "daprd-raw", "hop-relay")
+_OURS = ("gaggle", "gaggle-known", "gaggle-mesh")
+_CALLERS = (1, 32)
+HISTORIES = (50, 1_000, 10_000)
+PEER_HISTORIES = (50, 1_000)
+SESSION_COUNT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of the results."""
+
+    case: str
+    system: str
+    callers: int
+    history: int
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.system} x{self.callers} of {self.history:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things take. Seconds are of one cell in one round."""
+
+    rounds: int
+    seconds: float
+    warm_up_seconds: float
+    session_rounds: int
+    session_seconds: float
+    events: int
+    """Appends whose event is awaited, in each of `rounds`."""
+
+    budget_seconds: float
+    """After so long no further round is begun: what was measured by then is the result."""
+
+    pools: dict[int, int]
+    """Conversations of each history that appends go round, so that none grows much."""
+
+
+FULL = Pace(
+    rounds=5,
+    seconds=0.8,
+    warm_up_seconds=0.4,
+    session_rounds=3,
+    session_seconds=5.0,
+    events=60,
+    budget_seconds=600.0,
+    pools={50: SESSION_COUNT, 1_000: 64, 10_000: 32},
+)
+QUICK = Pace(
+    rounds=1,
+    seconds=0.3,
+    warm_up_seconds=0.1,
+    session_rounds=1,
+    session_seconds=2.0,
+    events=30,
+    budget_seconds=90.0,
+    pools={50: SESSION_COUNT, 1_000: 32, 10_000: 4},
+)
+
+
+def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) -> list[Cell]:
+    """Give the cells in the order of a round: what is compared lies side by side. Empty filters keep all."""
+    return [
+        cell
+        for cell in _all()
+        if (not only_cases or cell.case in only_cases) and (not only_systems or cell.system in only_systems)
+    ]
+
+
+def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
+    yield Cell(EVENT, "gaggle", 1, 50)
+    for callers in _CALLERS:
+        for history in HISTORIES:
+            if history == HISTORIES[0]:
+                yield from (Cell(LIST, system, callers, history) for system in _FLAT)
+            yield from (Cell(LIST, system, callers, history) for system in _OURS)
+            if history == HISTORIES[0]:
+                yield Cell(LIST, "gaggle-python", callers, history)
+            if history in PEER_HISTORIES:
+                yield from (Cell(LIST, system, callers, history) for system in PEERS)
+    for system in ("hop-relay", "gaggle", "gaggle-known"):
+        yield Cell(SESSIONS, system, SESSION_COUNT, 50)
+    for callers in _CALLERS:
+        for history in HISTORIES:
+            if history == HISTORIES[0]:
+                yield from (Cell(APPEND, system, callers, history) for system in ("asyncpg", "daprd-raw"))
+            yield from (Cell(APPEND, system, callers, history) for system in ("gaggle", "gaggle-mesh"))
+            if history == HISTORIES[0]:
+                yield Cell(APPEND, "gaggle-python", callers, history)
+            if history in PEER_HISTORIES:
+                yield from (Cell(APPEND, system, callers, history) for system in PEERS)

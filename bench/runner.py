@@ -1,0 +1,257 @@
+"""One run: everything started, prepared, warmed up, then measured in rounds."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dapr.proto.common.v1 import common_pb2
+from dapr.proto.runtime.v1 import state_pb2
+from google.protobuf.message import Message
+from rich.console import Console
+
+from bench import peers, protoset
+from bench.clients.client import Spec
+from bench.ghz import Ghz, Target
+from bench.plan import (
+    APPEND,
+    CLIENTS,
+    EVENT,
+    GHZ,
+    HISTORIES,
+    LIST,
+    PYTHON,
+    SESSION_COUNT,
+    SESSIONS,
+    STUB,
+    Cell,
+    Pace,
+)
+from bench.processes import BenchSidecar, Worker, first_line, mesh, running
+from bench.stats import Round
+from bench.texts import texts
+from cli.binaries.tools import tool
+from cli.mesh.data import PROJECT_ROOT, DataDirectory
+from cli.mesh.description import MeshDescription
+from cli.mesh.keys import sign_token
+from cli.progress import build_progress
+from gaggle.conversation.v1 import conversation_service_pb2 as api
+from gaggle.conversation.v1 import message_pb2
+
+_STORE = "statestore"
+_SERVICE = "gaggle.conversation.v1.ConversationService"
+_PREPARE_SECONDS = 180.0
+_MEASURE_SECONDS = 60.0
+_START_SECONDS = 30.0
+_RAW_KEYS = 64
+
+Tell = Callable[[str], None]
+Samples = dict[Cell, list[Round]]
+
+
+def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: Callable[[Cell], None]) -> Samples:
+    """Measure all cells; `tell` says what is being done, `done` that a cell was measured once more. Raises Failed."""
+    samples: Samples = {cell: [] for cell in cells}
+    events = [cell for cell in cells if cell.case == EVENT]
+    sessions = [cell for cell in cells if cell.case == SESSIONS]
+    loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
+    with _stage(cells, pace, console, tell) as stage:
+        began = time.monotonic()
+
+        def rounds(of: Sequence[Cell], count: int) -> None:
+            longest = 0.0
+            for number in range(1, count + 1):
+                started = time.monotonic()
+                if number > 1 and started + longest > began + pace.budget_seconds:
+                    tell(f"no time is left for round {number} of {count}")
+                    return
+                for cell in of:
+                    tell(f"round {number} of {count}: {cell}")
+                    samples[cell].append(stage.measure(cell))
+                    done(cell)
+                longest = max(longest, time.monotonic() - started)
+
+        if events:
+            # First, since a subscriber that joins later is given all that was published before it.
+            tell("warming up events")
+            stage.measure(events[0])
+            rounds(events, pace.rounds)
+        if loops or sessions:
+            stage.prepare(cells)
+            for cell in loops:
+                tell(f"warming up {cell}")
+                stage.closed_loop(cell, pace.warm_up_seconds)
+            rounds(sessions, pace.session_rounds)
+            rounds(loops, pace.rounds)
+    return samples
+
+
+class _Stage:
+    """Everything that runs, and what it is asked."""
+
+    def __init__(
+        self,
+        held: contextlib.ExitStack,
+        mesh: MeshDescription,
+        sidecar: BenchSidecar,
+        work: Path,
+        pace: Pace,
+        tell: Tell,
+    ) -> None:
+        """`held` ends what is started here; `work` is a directory."""
+        self._held = held
+        self._mesh = mesh
+        self._sidecar = sidecar
+        self._work = work
+        self._pace = pace
+        self._tell = tell
+        self._conversation = mesh.services["conversation"]
+        self._token = sign_token(DataDirectory.at(mesh.data), "bench", ttl_seconds=24 * 3600)
+        self._targets: dict[tuple[str, str, int], Target] = {}
+        self._peers: Worker | None = None
+        protoset.write(work / "protoset.bin")
+        self._ghz = Ghz(tool("ghz", lambda _what, _packages: None), work / "protoset.bin", work)
+        spec = Spec(
+            database_url=mesh.database_url,
+            sidecar_grpc=sidecar.grpc,
+            sidecar_http=sidecar.http,
+            store=_STORE,
+            pubsub="pubsub",
+            service=self._conversation.address,
+            token=self._token,
+            document=str(work / "document"),
+            pools={str(history): count for history, count in pace.pools.items()},
+        )
+        (work / "spec.json").write_text(json.dumps(asdict(spec)))
+        self._stub = self._worker(Path(sys.executable), "stub")
+
+    def _worker(self, python: Path, name: str) -> Worker:
+        log = self._work / f"{name}.log"
+        command = [str(python), "-m", "bench.worker", str(self._work / "spec.json")]
+        # The generated code lies in gen/, which only an installed project has on its path.
+        environment = {"PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'gen'}"}
+        return Worker(self._held.enter_context(running(command, log, environment=environment, answers=True)), log)
+
+    # -- preparing
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Write every history, and start what is measured beside the mesh."""
+        histories = {HISTORIES[0], *(cell.history for cell in cells if CLIENTS[cell.system] == GHZ)}
+        for history in sorted(histories):
+            self._tell(f"writing {self._pace.pools[history]} histories of {history:,}")
+            self._stub.ask("prepare", _PREPARE_SECONDS, system="gaggle-python", history=history)
+        document = self._stub.ask("document", _PREPARE_SECONDS, system="gaggle-python", history=HISTORIES[0])
+        (self._work / "document").write_bytes(bytes.fromhex(document))
+        self._add_ours()
+        self._add_hops(bytes.fromhex(document))
+        in_process = dict.fromkeys(cell.system for cell in cells if CLIENTS[cell.system] == PYTHON)
+        if not in_process:
+            return
+        self._tell("starting the peers")
+        self._peers = self._worker(peers.interpreter(), "peers")
+        for system in in_process:
+            for history in sorted({cell.history for cell in cells if cell.system == system}):
+                self._tell(f"writing histories of {history:,} for {system}")
+                self._peers.ask("prepare", _PREPARE_SECONDS, system=system, history=history)
+
+    def _add_ours(self) -> None:
+        straight = {"authorization": f"Bearer {self._token}"}
+        invoked = {**straight, "dapr-app-id": self._conversation.app_id}
+        ways = {
+            "gaggle": (self._conversation.address, straight),
+            "gaggle-mesh": (self._sidecar.grpc, invoked),
+        }
+        for history in HISTORIES:
+            read = api.ListMessagesRequest(conversation_id=f"read-{history}")
+            known = api.ListMessagesRequest(conversation_id=f"read-{history}", min_sequence=history)
+            appends = [_append(f"append-{history}-{number}") for number in range(self._pace.pools[history])]
+            for system, (address, metadata) in ways.items():
+                self._targets[LIST, system, history] = _target(address, "ListMessages", [read], metadata)
+                self._targets[APPEND, system, history] = _target(address, "AppendMessages", appends, metadata)
+            address = self._conversation.address
+            self._targets[LIST, "gaggle-known", history] = _target(address, "ListMessages", [known], straight)
+        names = [f"append-50-{number}" for number in range(SESSION_COUNT)]
+        strong = [api.ListMessagesRequest(conversation_id=name) for name in names]
+        known_50 = [api.ListMessagesRequest(conversation_id=name, min_sequence=50) for name in names]
+        address = self._conversation.address
+        self._targets[SESSIONS, "gaggle", 50] = _target(address, "ListMessages", strong, straight)
+        self._targets[SESSIONS, "gaggle-known", 50] = _target(address, "ListMessages", known_50, straight)
+
+    def _add_hops(self, document: bytes) -> None:
+        dapr = "dapr.proto.runtime.v1.Dapr"
+        get = state_pb2.GetStateRequest(store_name=_STORE, key="document").SerializeToString()
+        self._targets[LIST, "daprd-raw", 50] = Target(self._sidecar.grpc, f"{dapr}/GetState", [get])
+        writes = [_three_rows(document, number) for number in range(_RAW_KEYS)]
+        method = f"{dapr}/ExecuteStateTransaction"
+        self._targets[APPEND, "daprd-raw", 50] = Target(self._sidecar.grpc, method, writes)
+        ways = {"hop-empty": ["empty", str(self._work / "document")]}
+        ways["hop-relay"] = ["relay", self._sidecar.grpc, _STORE, "document"]
+        for system, arguments in ways.items():
+            log = self._work / f"{system}.log"
+            command = [sys.executable, "-m", "bench.hops", *arguments]
+            port = first_line(self._held.enter_context(running(command, log, answers=True)), _START_SECONDS, log)
+            hop = Target(f"127.0.0.1:{port}", "gaggle.bench.v1.Hop/Get", [get])
+            self._targets[LIST, system, 50] = self._targets[SESSIONS, system, 50] = hop
+
+    # -- measuring
+
+    def measure(self, cell: Cell) -> Round:
+        """Measure a cell for one round. Raises Failed."""
+        if cell.case == EVENT:
+            answer = self._stub.ask("events", _MEASURE_SECONDS, system="gaggle-python", count=self._pace.events)
+            return Round(**answer)
+        if cell.case == SESSIONS:
+            return self._ghz.open_loop(self._target(cell), SESSION_COUNT, self._pace.session_seconds)
+        return self.closed_loop(cell, self._pace.seconds)
+
+    def closed_loop(self, cell: Cell, seconds: float) -> Round:
+        """Measure a cell with callers who wait for their answers. Raises Failed."""
+        if CLIENTS[cell.system] == GHZ:
+            return self._ghz.closed_loop(self._target(cell), cell.callers, seconds)
+        worker = self._stub if CLIENTS[cell.system] == STUB else self._peers
+        assert worker is not None
+        asked = {"case": cell.case, "callers": cell.callers, "history": cell.history, "seconds": seconds}
+        return Round(**worker.ask("measure", seconds + _MEASURE_SECONDS, system=cell.system, **asked))
+
+    def _target(self, cell: Cell) -> Target:
+        return self._targets[cell.case, cell.system, cell.history]
+
+
+@contextlib.contextmanager
+def _stage(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell) -> Iterator[_Stage]:
+    """Start the mesh and the bench's sidecar; end all that was started."""
+    tool("ghz", build_progress(console))
+    if any(CLIENTS[cell.system] == PYTHON for cell in cells):
+        tell("installing the peers, once")
+        peers.interpreter()
+    with contextlib.ExitStack() as held:
+        # Unix sockets lie in it, whose paths are short.
+        work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
+        tell("starting the mesh")
+        started = held.enter_context(mesh(work / "mesh"))
+        sidecar = BenchSidecar(started)
+        held.enter_context(sidecar.run(started, work))
+        yield _Stage(held, started, sidecar, work, pace, tell)
+
+
+def _target(address: str, method: str, requests: Sequence[Message], metadata: dict[str, str]) -> Target:
+    return Target(address, f"{_SERVICE}/{method}", [one.SerializeToString() for one in requests], metadata)
+
+
+def _append(conversation_id: str) -> api.AppendMessagesRequest:
+    request = api.AppendMessagesRequest(conversation_id=conversation_id)
+    request.messages.add(role=message_pb2.ROLE_USER).content.add().text.text = texts(1)[0]
+    return request
+
+
+def _three_rows(document: bytes, number: int) -> bytes:
+    """Build what an append at the least has to write: the window, an event, and what finds the event again."""
+    request = state_pb2.ExecuteStateTransactionRequest(storeName=_STORE)
+    for name, value in (("window", document), ("event", document[:400]), ("row", document[:60])):
+        item = common_pb2.StateItem(key=f"raw-{name}-{number}", value=value)
+        request.operations.add(operationType="upsert", request=item)
+    return request.SerializeToString()
