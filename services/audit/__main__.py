@@ -63,7 +63,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         ],
         subscriptions=[
             *(Subscription(topic, log.take, bulk=bulk, dead_letter_topic=dead_letters) for topic in topics.ALL_TOPICS),
-            Subscription(dead_letters, log.take_late),
+            Subscription(dead_letters, log.take_late, raw=True),
         ],
         background=[
             tail.run,

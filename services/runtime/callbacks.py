@@ -66,6 +66,9 @@ class Subscription:
     bulk: BulkOptions | None = None
     dead_letter_topic: str = ""
 
+    raw: bool = False
+    """Take messages as they lie in the broker, CloudEvents or not; without it daprd drops what is none."""
+
 
 class Callbacks:
     """Serves AppCallback, AppCallbackAlpha and AppCallbackHealthCheck."""
@@ -85,6 +88,8 @@ class Callbacks:
             entry = appcallback_pb2.TopicSubscription(
                 pubsub_name=pubsub, topic=topic, dead_letter_topic=one.dead_letter_topic
             )
+            if one.raw:
+                entry.metadata["rawPayload"] = "true"
             if one.bulk is not None:
                 entry.bulk_subscribe.enabled = True
                 entry.bulk_subscribe.max_messages_count = one.bulk.max_messages
@@ -106,6 +111,9 @@ class Callbacks:
             content_type=request.data_content_type,
             extensions=json_format.MessageToDict(request.extensions),
         )
+        subscription = self._subscriptions.get((request.pubsub_name, request.topic))
+        if subscription is not None and subscription.raw:
+            event = _unwrapped(request.id, request.topic, request.data, request.data_content_type)
         (outcome,) = await self._handle(request.pubsub_name, request.topic, [event])
         return appcallback_pb2.TopicEventResponse(status=outcome.value)
 
@@ -160,18 +168,22 @@ def _bulk_event(entry: Any, topic: str) -> TopicEvent:
             content_type=cloud.data_content_type,
             extensions=json_format.MessageToDict(cloud.extensions),
         )
-    # Not unwrapped by the sidecar: a raw payload, or a CloudEvent in JSON.
+    return _unwrapped(entry.entry_id, topic, entry.bytes, entry.content_type)
+
+
+def _unwrapped(entry_id: str, topic: str, message: bytes, content_type: str) -> TopicEvent:
+    """Read a message that the sidecar did not unwrap: a CloudEvent in JSON, or anything at all."""
     try:
-        body = json.loads(entry.bytes)
+        body = json.loads(message)
     except ValueError:
         body = None
     if isinstance(body, dict) and "specversion" in body:
         return TopicEvent(
-            id=str(body.get("id", entry.entry_id)),
+            id=str(body.get("id", entry_id)),
             topic=topic,
             type=str(body.get("type", "")),
             data=json.dumps(body.get("data")).encode(),
             content_type=str(body.get("datacontenttype", "")),
             extensions=body,
         )
-    return TopicEvent(entry.entry_id, topic, "", entry.bytes, entry.content_type, raw=True)
+    return TopicEvent(entry_id, topic, "", message, content_type, raw=True)

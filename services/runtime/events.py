@@ -4,6 +4,7 @@ An event is `gaggle.common.v1.Event` in proto3 JSON. It is built as the JSON its
 path of a conversation and the protobuf library's JSON printer costs ten times as much; a test holds the two together.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,10 +35,13 @@ def build_events(
 ) -> list[document_pb2.OutboxEvent]:
     """Build the events of one change: topic to typed payload in proto3 JSON, published in that order.
 
-    Ids are derived from entity, incarnation, revision and part, so that building them again gives the same ones; an
-    entity that keeps no revisions needs an `id_prefix` of its own.
+    Ids are derived from user, entity, incarnation, revision and part, so that building them again gives the same ones;
+    an entity that keeps no revisions needs an `id_prefix` of its own.
     """
-    id_prefix = id_prefix or f"{change.entity_type}.{change.entity_id}.{change.incarnation}.{change.revision}"
+    if not id_prefix:
+        # Two users may have an entity of one id; a digest keeps the id short and the user's name out of it.
+        owner = hashlib.blake2b(change.user_id.encode(), digest_size=6).hexdigest()
+        id_prefix = f"{change.entity_type}.{owner}.{change.entity_id}.{change.incarnation}.{change.revision}"
     ordering_key = f"{change.entity_type}:{change.user_id}:{change.entity_id}"
     events = []
     for part, (topic, data) in enumerate(payloads.items(), start=1):

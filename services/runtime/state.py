@@ -135,6 +135,9 @@ def _operation(operation: Put | Remove) -> Any:
         item.options.CopyFrom(_FIRST_WRITE)
     if isinstance(operation, Remove):
         return state_pb2.TransactionalStateOperation(operationType="delete", request=item)
+    if not operation.value:
+        # state.postgresql would store NULL, and fail; better here, by name, than there.
+        raise ValueError(f"an empty value for {operation.key}")
     item.value = operation.value
     if operation.create:
         item.options.CopyFrom(_FIRST_WRITE)

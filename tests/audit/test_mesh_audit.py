@@ -291,6 +291,30 @@ async def test_deleted_conversations_are_not_found(mesh: Mesh, audit: Any, conve
     await eventually(gone, within=_WITHIN, what="nothing found")
 
 
+async def test_what_is_no_event_at_all_is_kept(mesh: Mesh, audit: Any, user: str) -> None:
+    """A broker message that is not even a CloudEvent becomes a dead letter, byte for byte."""
+    garbage = f"{user} ".encode() + b"\x00\xff{"
+    async with mesh.sidecar("conversation") as channel:
+        sidecar: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
+        await sidecar.PublishEvent(
+            pubsub_pb2.PublishEventRequest(
+                pubsub_name="pubsub",
+                topic=_TOOL,
+                data=garbage,
+                data_content_type="application/octet-stream",
+                metadata={"rawPayload": "true"},
+            )
+        )
+
+    async def kept() -> bool:
+        page = await audit.ListDeadLetters(
+            api.ListDeadLettersRequest(page_size=1000), metadata=mesh.metadata("admin", roles=["admin"])
+        )
+        return garbage in {one.payload for one in page.dead_letters}
+
+    await eventually(kept, within=_WITHIN, what="the dead letter")
+
+
 async def test_an_erasure_is_reported(mesh: Mesh, audit: Any, conversation: Any, user: str) -> None:
     """After EraseUser the read model has nothing of the user, the log no payload, and audit's receipt is there."""
     metadata = mesh.metadata(user)
