@@ -4,6 +4,8 @@ Only the own sidecar gets this far (see `access.CALLBACK`). A handler that is mi
 UNIMPLEMENTED: daprd takes the latter for success and the event would be gone.
 """
 
+import base64
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -175,15 +177,22 @@ def _unwrapped(entry_id: str, topic: str, message: bytes, content_type: str) -> 
     """Read a message that the sidecar did not unwrap: a CloudEvent in JSON, or anything at all."""
     try:
         body = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if isinstance(body, dict) and "specversion" in body:
         return TopicEvent(
             id=str(body.get("id", entry_id)),
             topic=topic,
             type=str(body.get("type", "")),
-            data=json.dumps(body.get("data")).encode(),
+            data=_data(body),
             content_type=str(body.get("datacontenttype", "")),
             extensions=body,
         )
     return TopicEvent(entry_id, topic, "", message, content_type, raw=True)
+
+
+def _data(body: dict[str, Any]) -> bytes:
+    if "data_base64" in body:
+        with contextlib.suppress(ValueError, TypeError):
+            return base64.b64decode(body["data_base64"], validate=True)
+    return json.dumps(body.get("data")).encode()

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
@@ -23,11 +23,12 @@ from joserfc.errors import ExpiredTokenError, JoseError
 from joserfc.jwk import KeySet, OKPKey
 
 from gaggle.common.v1 import error_reason_pb2
-from services.runtime.errors import UnauthenticatedError
+from services.runtime.errors import GaggleError, UnauthenticatedError, UnavailableError
 
 _ALGORITHMS = ["EdDSA", "Ed25519", "ES256", "RS256"]
 _CACHED_TOKENS = 10_000
 _REFRESH_SECONDS = 30.0
+_RETRY_SECONDS = 1.0
 _LEEWAY_SECONDS = 5
 _SERVICE_TOKEN_SECONDS = 300
 _MAX_USER_BYTES = 128
@@ -91,7 +92,11 @@ class _Issuer:
     source: KeySource
     own: bool
     keys: KeySet | None = None
-    fetched_at: float = float("-inf")
+    fetch_after: float = float("-inf")
+    fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def knows(self, key_id: str) -> bool:
+        return self.keys is not None and any(key.kid == key_id for key in self.keys.keys)
 
 
 class Verifier:
@@ -104,7 +109,6 @@ class Verifier:
             self._issuers[outside[0]] = _Issuer(outside[1], own=False)
         self._audience = audience
         self._verified: OrderedDict[str, Caller] = OrderedDict()
-        self._fetching = asyncio.Lock()
 
     def known(self, authorization: str) -> Caller | None:
         """Answer from memory, for a header seen before; None if it must be verified."""
@@ -115,7 +119,7 @@ class Verifier:
         return caller
 
     async def verify(self, authorization: str | None) -> Caller:
-        """Verify an authorization header. Raises UnauthenticatedError."""
+        """Verify an authorization header. Raises UnauthenticatedError; UnavailableError while there are no keys."""
         if not authorization:
             raise UnauthenticatedError("send the metadata `authorization: Bearer <token>`")
         scheme, _, token = authorization.partition(" ")
@@ -151,16 +155,18 @@ class Verifier:
         return _caller(token, decoded.claims, key_id, own=issuer.own)
 
     async def _keys(self, issuer: _Issuer, key_id: str) -> KeySet:
-        async with self._fetching:
-            known = issuer.keys is not None and any(key.kid == key_id for key in issuer.keys.keys)
-            if not known and time.monotonic() - issuer.fetched_at > _REFRESH_SECONDS:
-                try:
-                    issuer.keys = KeySet.import_key_set(json.loads(await issuer.source()))
-                    issuer.fetched_at = time.monotonic()
-                except (httpx.HTTPError, JoseError, ValueError) as error:
-                    _log.warning("keys_unavailable", error=str(error))
+        if not issuer.knows(key_id):
+            async with issuer.fetching:
+                if not issuer.knows(key_id) and time.monotonic() >= issuer.fetch_after:
+                    try:
+                        issuer.keys = KeySet.import_key_set(json.loads(await issuer.source()))
+                        issuer.fetch_after = time.monotonic() + _REFRESH_SECONDS
+                    except (httpx.HTTPError, GaggleError, JoseError, ValueError) as error:
+                        # Those who wait behind this one need not try for themselves.
+                        issuer.fetch_after = time.monotonic() + _RETRY_SECONDS
+                        _log.warning("keys_unavailable", error=str(error))
         if issuer.keys is None:
-            raise UnauthenticatedError("the issuer's keys can't be had at the moment")
+            raise UnavailableError("the issuer's keys")
         return issuer.keys
 
 

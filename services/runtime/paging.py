@@ -37,9 +37,9 @@ def decode(token: str, *scope: str) -> Cursor:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         cursor = json.loads(body) if digest == _digest(body, scope) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         cursor = None
-    if not isinstance(cursor, dict):
+    if not isinstance(cursor, dict) or not all(isinstance(one, int | str) for one in cursor.values()):
         raise InvalidArgumentError(
             {"page_token": "is damaged, or was given for another list; start again without one"},
             reason=error_reason_pb2.ERROR_REASON_INVALID_PAGE_TOKEN,

@@ -7,6 +7,7 @@ SERVING while the process listens (liveness); `ready`, and each service's own na
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Runtime:
             self.state,
             self.sidecar,
             pubsub=settings.pubsub,
-            holder=f"{settings.app_id}@{settings.host}:{settings.port}",
+            holder=f"{settings.app_id}@{socket.gethostname()}:{settings.port}",
             metrics=self.metrics,
             clean_ups=self.clean_ups,
         )
@@ -174,10 +175,15 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
     callbacks = Callbacks(settings.pubsub, wiring.subscriptions, runtime.metrics)
     server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
     address = f"{settings.host}:{settings.port}"
-    if server.add_insecure_port(address) == 0:
-        raise StartError(f"cannot listen on {address}")
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}") from error
     if settings.metrics_port:
-        runtime.metrics.serve(settings.host, settings.metrics_port)
+        try:
+            runtime.metrics.serve(settings.host, settings.metrics_port)
+        except OSError as error:
+            raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error.strerror}") from error
 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -35,7 +35,7 @@ class ServiceSettings(BaseSettings):
     sidecar_address: str = ""
     """A gRPC target that replaces host and port of the sidecar, for example `unix:/run/dapr.sock`."""
 
-    app_api_token: SecretStr = Field(validation_alias=AliasChoices("APP_API_TOKEN"))
+    app_api_token: SecretStr = Field(min_length=1, validation_alias=AliasChoices("APP_API_TOKEN"))
     """What the sidecar proves itself with when it delivers topics, jobs and bindings."""
 
     dapr_api_token: SecretStr = Field(default=SecretStr(""), validation_alias=AliasChoices("DAPR_API_TOKEN"))
@@ -44,7 +44,7 @@ class ServiceSettings(BaseSettings):
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus metrics on this port of `host`; 0: none."""
 
-    log_level: str = "info"
+    log_level: str = Field(default="info", pattern="(?i)^(debug|info|warning|error)$")
     """debug, info, warning or error."""
 
     otlp_endpoint: str = ""
