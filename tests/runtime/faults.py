@@ -117,7 +117,7 @@ class Process:
             row.clean_ups.add(kind="page", argument=name.encode())
         self.world.rows[name] = row
         try:
-            await self.outbox.commit([Put(_CHANGE + name, b"", create=True)], row)
+            await self.outbox.commit([Put(_CHANGE + name, b"x", create=True)], row)
         except ConflictError:
             self.world.refused.add(name)
         except GaggleError:

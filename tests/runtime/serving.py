@@ -1,6 +1,7 @@
 """A small service behind the real pipeline: each of the four kinds of call, and everything that can go wrong in one."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from services.runtime.identity import TokenSigner, Verifier, current_caller
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import Exposed, make_server
 from services.runtime.telemetry import Metrics, Tracing, current_trace
+from tests.runtime.memory import settled
 
 SERVICE = "gaggle.test.v1.ProbeService"
 APP_TOKEN = "the app token"
@@ -188,6 +190,12 @@ class Served:
             for sample in metric.samples
             if sample.name == "gaggle_call_seconds_count" and sample.labels["method"] == path and sample.value
         }
+
+    async def counted(self, method: str, expected: dict[str, float]) -> None:
+        """Wait for the metrics to count so many calls: a caller has its answer a moment before."""
+        with contextlib.suppress(AssertionError):
+            await settled(lambda: self.calls(method) == expected)
+        assert self.calls(method) == expected
 
     async def send(
         self,

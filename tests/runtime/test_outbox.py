@@ -122,7 +122,7 @@ async def test_killed_at_every_step_of_a_take_over() -> None:
         world.check(f"the second was killed after step {step}")
         assert world.first_told("a") == ["a1.1", "a2.1", "a3.1", "a4.1"]
         with pytest.raises(CommitFailedError):
-            await world.state.commit([Put(number.key, b"", create=True), Put("change:late", b"")])
+            await world.state.commit([Put(number.key, b"x", create=True), Put("change:late", b"x")])
         await world.close()
         if second is None:
             break
@@ -192,7 +192,7 @@ async def test_a_stalled_owner_loses(world: World) -> None:
 
     owner.link.state = type("Stalled", (), {"commit": staticmethod(stalled), "get": world.state.get})()
     row = change_row("late", "k")
-    call = owner.begin(owner.outbox.commit([Put("change:late", b"")], row))  # type: ignore[arg-type]
+    call = owner.begin(owner.outbox.commit([Put("change:late", b"x")], row))  # type: ignore[arg-type]
     await waiting.wait()
     heir = world.process("two")
     await heir.start()
@@ -266,7 +266,7 @@ async def test_a_store_that_cannot_tell(world: World) -> None:
 
     process.link.fault = fault
     with pytest.raises(UnavailableError):
-        await process.outbox.commit([Put("change:a1", b"")], change_row("a1", "k"))
+        await process.outbox.commit([Put("change:a1", b"x")], change_row("a1", "k"))
     assert world.told() == []
     away = False
     await settled(lambda: world.told() == ["a1.1"])
@@ -297,7 +297,7 @@ async def test_order_of_an_entity_born_in_another_s_row(world: World) -> None:
     await process.start()
     world.broker.away = True
     world.rows["fork"] = change_row("fork", "source", "child")
-    await process.outbox.commit([Put("change:fork", b"")], world.rows["fork"])
+    await process.outbox.commit([Put("change:fork", b"x")], world.rows["fork"])
     await process.change("x1", key="child")
     refusals = 20
 
@@ -467,7 +467,7 @@ async def test_a_running_owner_is_left_alone(world: World) -> None:
     number = await owner.outbox.reserve()
     await other.scan()
     await other.scan()
-    await owner.outbox.commit_reserved(number, change_row("a1", "k"), [Put("change:a1", b"")])
+    await owner.outbox.commit_reserved(number, change_row("a1", "k"), [Put("change:a1", b"x")])
     document = world.document(number.slot)
     assert document is not None
     assert (document.holder, document.epoch) == ("one", number.epoch)
@@ -586,7 +586,7 @@ async def test_a_tombstone_is_nobody_s_row(world: World) -> None:
     number = await process.outbox.reserve()
     await world.state.commit([Put(number.key, tombstone, create=True)])
     with pytest.raises(ConflictError):
-        await process.outbox.commit_reserved(number, change_row("a1", "k"), [Put("change:a1", b"")])
+        await process.outbox.commit_reserved(number, change_row("a1", "k"), [Put("change:a1", b"x")])
     await process.idle()
     assert world.told() == []
     assert slot_key(0) in world.state.items
