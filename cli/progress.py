@@ -23,7 +23,7 @@ def build_progress(console: Console) -> Progress:
             return
         if not shown_what:
             console.print(
-                "Building from pinned source, once per machine (Dapr takes about four minutes on two cores, others one)."
+                "Building from pinned source, once per machine (Dapr: about four minutes on two cores, others: one)."
             )
         shown_at, shown_what = now, what
         minutes, seconds = divmod(int(now - began), 60)
