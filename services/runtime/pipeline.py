@@ -35,7 +35,7 @@ from services.runtime.errors import (
     UnavailableError,
 )
 from services.runtime.identity import Verifier, set_current_caller
-from services.runtime.telemetry import Metrics, TraceContext, Tracing, current_trace, elapsed_ms
+from services.runtime.telemetry import Metrics, TraceContext, Tracing, current_trace
 
 ERROR_DOMAIN = "gaggle"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -98,6 +98,7 @@ class Pipeline:
         self._max_calls = max_concurrent_calls
         self._max_streams = max_streams
         self._timeout = call_timeout_seconds
+        self._observe: dict[tuple[str, str], Callable[[float], None]] = {}
         self._calls = 0
         self._streams = 0
         self.ready = False
@@ -128,8 +129,6 @@ class Pipeline:
     # -- the four kinds
 
     def _unary(self, path: str, request_class: type[Message], handler: Handler, access: Access) -> Handler:
-        observe = {"OK": self._metrics.calls.labels(path, "OK").observe}
-
         async def call(data: bytes, context: Any) -> bytes:
             state = _Call(path, context, self._tracing)
             code = "OK"
@@ -151,10 +150,8 @@ class Pipeline:
                 raise
             finally:
                 self._calls -= 1
-                if code not in observe:
-                    observe[code] = self._metrics.calls.labels(path, code).observe
-                observe[code](time.perf_counter() - state.started)
-                self._done(path, state, code)
+                # Once the answer is on its way.
+                asyncio.get_running_loop().call_soon(self._done, path, state, code, time.perf_counter())
 
         return call
 
@@ -210,8 +207,7 @@ class Pipeline:
             await _abort(context, status)
         finally:
             self._streams -= 1
-            self._metrics.calls.labels(path, code).observe(time.perf_counter() - state.started)
-            self._done(path, state, code)
+            self._done(path, state, code, time.perf_counter())
 
     # -- the steps
 
@@ -251,13 +247,18 @@ class Pipeline:
         )
         return status_of(unforeseen)
 
-    def _done(self, path: str, state: _Call, code: str) -> None:
+    def _done(self, path: str, state: _Call, code: str, ended: float) -> None:
         self._tracing.end(state.trace, code)
+        seconds = ended - state.started
+        observe = self._observe.get((path, code))
+        if observe is None:
+            observe = self._observe[path, code] = self._metrics.calls.labels(path, code).observe
+        observe(seconds)
         _log.info(
             "call",
             method=path,
             code=code,
-            ms=elapsed_ms(state.started),
+            ms=round(seconds * 1000, 3),
             user=state.user,
             trace_id=state.trace.trace_id,
         )

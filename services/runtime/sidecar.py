@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -10,15 +11,23 @@ import grpc
 from services.runtime.call import remaining_seconds, trace_metadata
 from services.runtime.dapr import binding_pb2, dapr_pb2_grpc, metadata_pb2, pubsub_pb2, secret_pb2
 from services.runtime.errors import DeadlineError, UnavailableError
+from services.runtime.joining import Joined
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """What channels and servers take at once; sidecars run with the same limit."""
 
 _TIMEOUT_SECONDS = 10.0
+_PUBLISH_PATIENCE_SECONDS = 0.02
+_JOINED_PUBLISHES = 32
+_JOINED_BYTES = 1024 * 1024
+_JSON = "application/json"
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Instead of measuring the connection, by a ping for each answer, give it a window for all but the largest messages.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
     # daprd closes connections that ping more often than every 8 s and those idle for 3 minutes.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -30,6 +39,14 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Publish:
+    pubsub: str
+    topic: str
+    data: bytes
+    metadata: Mapping[str, str]
+
+
 class Sidecar:
     """One service's sidecar. Made inside the event loop; closed once at the end."""
 
@@ -37,6 +54,13 @@ class Sidecar:
         """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one."""
         self.channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self.stub: Any = dapr_pb2_grpc.DaprStub(self.channel)  # type: ignore[no-untyped-call]
+        self._publishes: Joined[_Publish, None] = Joined(
+            self._publish,
+            self._publish_together,
+            fits=_may_join,
+            patience_seconds=_PUBLISH_PATIENCE_SECONDS,
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
         self._token: tuple[tuple[str, str], ...] = (("dapr-api-token", api_token),) if api_token else ()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -79,14 +103,41 @@ class Sidecar:
         return dict(response.data)
 
     async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
-        """Publish JSON bytes. Raises UnavailableError: it may or may not have reached the broker."""
+        """Publish JSON bytes. Raises UnavailableError: it may or may not have reached the broker.
+
+        Those that are published at the same time reach the broker in any order.
+        """
+        await self._publishes.ask(_Publish(pubsub, topic, data, metadata or {}))
+
+    async def _publish(self, one: _Publish) -> None:
         request = pubsub_pb2.PublishEventRequest(
-            pubsub_name=pubsub, topic=topic, data=data, data_content_type="application/json", metadata=metadata
+            pubsub_name=one.pubsub,
+            topic=one.topic,
+            data=one.data,
+            data_content_type=_JSON,
+            metadata=one.metadata,
         )
         try:
             await self.stub.PublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
         except grpc.aio.AioRpcError as error:
-            raise UnavailableError(pubsub) from error
+            raise UnavailableError(one.pubsub) from error
+
+    async def _publish_together(self, several: Sequence[_Publish]) -> Sequence[UnavailableError | None]:
+        """Publish to one topic. An error is everybody's: some of them may have been published, and will be again."""
+        entries = [
+            pubsub_pb2.BulkPublishRequestEntry(
+                entry_id=str(number), event=one.data, content_type=_JSON, metadata=one.metadata
+            )
+            for number, one in enumerate(several)
+        ]
+        first = several[0]
+        request = pubsub_pb2.BulkPublishRequest(pubsub_name=first.pubsub, topic=first.topic, entries=entries)
+        try:
+            response = await self.stub.BulkPublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
+        except grpc.aio.AioRpcError as error:
+            raise UnavailableError(first.pubsub) from error
+        failed = {int(entry.entry_id) for entry in response.failedEntries}
+        return [UnavailableError(first.pubsub) if number in failed else None for number in range(len(several))]
 
     async def binding(self, name: str, operation: str, metadata: Mapping[str, str], data: bytes = b"") -> bytes:
         """Invoke an output binding and give its data. Raises UnavailableError or DeadlineError."""
@@ -116,6 +167,14 @@ class Sidecar:
     async def close(self) -> None:
         """Close the channel."""
         await self.channel.close()
+
+
+def _may_join(chosen: Sequence[_Publish], one: _Publish) -> bool:
+    return (
+        len(chosen) < _JOINED_PUBLISHES
+        and (one.pubsub, one.topic) == (chosen[0].pubsub, chosen[0].topic)
+        and sum(len(other.data) for other in chosen) + len(one.data) <= _JOINED_BYTES
+    )
 
 
 def translate(error: grpc.aio.AioRpcError, dependency: str) -> Exception:

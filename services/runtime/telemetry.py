@@ -7,7 +7,6 @@ that logs can still be joined, and that costs a few microseconds. A sampled one 
 import logging
 import random
 import sys
-import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -159,11 +158,6 @@ def configure_logging(level: str, **bound: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(stream=sys.stdout, level=max(number, logging.WARNING), format='{"event": "%(message)s"}')
-
-
-def elapsed_ms(started: float) -> float:
-    """Milliseconds since a `time.perf_counter()`, to the microsecond."""
-    return round((time.perf_counter() - started) * 1000, 3)
 
 
 def header(metadata: Iterable[tuple[str, str | bytes]], name: str) -> str | None:

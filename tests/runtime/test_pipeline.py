@@ -485,7 +485,7 @@ async def test_a_blocked_loop_is_noticed() -> None:
 
     async def block() -> None:
         await asyncio.sleep(0)
-        time.sleep(0.3)  # noqa: ASYNC251 - the fault itself
+        time.sleep(0.6)  # noqa: ASYNC251 - the fault itself
 
     with watched() as told:
         await asyncio.create_task(block())

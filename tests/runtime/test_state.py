@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from dapr.proto.runtime.v1 import dapr_pb2_grpc, state_pb2
+from dapr.proto.runtime.v1 import dapr_pb2_grpc, pubsub_pb2, state_pb2
 from google.protobuf import empty_pb2
 
 from services.runtime.call import set_deadline
@@ -19,12 +19,15 @@ from services.runtime.telemetry import Metrics
 
 
 class FakeDapr(dapr_pb2_grpc.DaprServicer):
-    """Three methods of Dapr's API; `fails` is what they are answered with."""
+    """A few methods of Dapr's API; `fails` is what they are answered with."""
 
     def __init__(self) -> None:
         self.items: dict[str, bytes] = {}
         self.hidden: set[str] = set()
         self.bulk_errors: set[str] = set()
+        self.lost: set[Any] = set()
+        """Keys whose transactions are refused, and events that are not published."""
+
         self.fails: grpc.StatusCode | None = None
         self.hangs = False
         self.requests: list[Any] = []
@@ -54,7 +57,22 @@ class FakeDapr(dapr_pb2_grpc.DaprServicer):
 
     async def ExecuteStateTransaction(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._meet(request, context)
+        if self.lost.intersection(operation.request.key for operation in request.operations):
+            await context.abort(grpc.StatusCode.INTERNAL, "possible etag mismatch. error from state store")
         return empty_pb2.Empty()
+
+    async def PublishEvent(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._meet(request, context)
+        return empty_pb2.Empty()
+
+    async def BulkPublishEvent(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._meet(request, context)
+        failed = [
+            pubsub_pb2.BulkPublishResponseFailedEntry(entry_id=entry.entry_id, error="broken")
+            for entry in request.entries
+            if entry.event in self.lost
+        ]
+        return pubsub_pb2.BulkPublishResponse(failedEntries=failed)
 
 
 @dataclass
@@ -63,6 +81,7 @@ class Stored:
 
     state: StateStore
     dapr: FakeDapr
+    sidecar: Sidecar
     metrics: Metrics = field(default_factory=Metrics)
 
 
@@ -76,7 +95,7 @@ async def stored(unblocked: None) -> AsyncIterator[Stored]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     sidecar = Sidecar(f"127.0.0.1:{port}", api_token="wanted")
-    yield Stored(StateStore(sidecar, "statestore", metrics), dapr, metrics)
+    yield Stored(StateStore(sidecar, "statestore", metrics), dapr, sidecar, metrics)
     await sidecar.close()
     await server.stop(None)
     set_deadline(None)
@@ -211,3 +230,73 @@ async def test_a_stalled_sidecar(stored: Stored) -> None:
     with pytest.raises(DeadlineError):
         await stored.state.get("k")
     assert len(stored.dapr.requests) == before, "without time left the sidecar is not asked"
+
+
+async def test_reads_at_the_same_time_are_one(stored: Stored) -> None:
+    """Reads that come during another go together; a key that a bulk read does not find is asked for alone."""
+    stored.dapr.items |= {"a": b"1", "b": b"2", "c": b"3"}
+    stored.dapr.hidden = {"c"}
+    found = await asyncio.gather(
+        stored.state.get("a"),
+        stored.state.get("b"),
+        stored.state.get("c"),
+        stored.state.get("none"),
+        stored.state.get_many(["a", "none"]),
+    )
+    one, two, three = Item(b"1", "e-a"), Item(b"2", "e-b"), Item(b"3", "e-c")
+    assert list(found) == [one, two, three, None, {"a": one}]
+    first, together, *alone = stored.dapr.requests
+    assert first.key == "a"
+    assert list(together.keys) == ["b", "c", "none", "a"]
+    assert sorted(request.key for request in alone) == ["c", "none"]
+
+
+async def test_a_bulk_read_too_large_for_the_channel(stored: Stored) -> None:
+    """Values that are too much together are read one by one."""
+    stored.dapr.items |= dict.fromkeys("abcd", b"x" * (6 * 1024 * 1024))
+    found = await asyncio.gather(*(stored.state.get(name) for name in "abcd"))
+    assert [len(one.value) for one in found if one] == [6 * 1024 * 1024] * 4
+
+
+async def test_commits_at_the_same_time_are_one(stored: Stored) -> None:
+    """Commits that come during another go in one transaction in the order of keys; those of one key do not meet."""
+    await asyncio.gather(
+        stored.state.commit([Put("first", b"1")]),
+        stored.state.commit([Put("z", b"1"), Put("b", b"1", etag="7")]),
+        stored.state.commit([Remove("a")]),
+        stored.state.commit([Put("b", b"2")]),
+        stored.state.commit([Put("large", b"x" * (2 * 1024 * 1024))]),
+    )
+    sent = [[one.request.key for one in request.operations] for request in stored.dapr.requests]
+    assert sent == [["first"], ["a", "b", "z"], ["b"], ["large"]]
+
+
+async def test_a_lost_race_is_the_loser_s_alone(stored: Stored) -> None:
+    """When one of several commits is refused, the others are made by themselves, and it alone hears of it."""
+    stored.dapr.lost = {"b"}
+    answers = await asyncio.gather(
+        *(stored.state.commit([Put(key, b"1")]) for key in ("first", "a", "b", "c")), return_exceptions=True
+    )
+    assert [isinstance(one, CommitFailedError) for one in answers] == [False, False, True, False]
+    sent = [[one.request.key for one in request.operations] for request in stored.dapr.requests]
+    assert sent[:2] == [["first"], ["a", "b", "c"]]
+    assert sorted(sent[2:]) == [["a"], ["b"], ["c"]]
+
+
+async def test_events_at_the_same_time_are_one_call(stored: Stored) -> None:
+    """Events of one topic go together with their own metadata; the one that is not published is told of."""
+    stored.dapr.lost = {b"bad"}
+    answers = await asyncio.gather(
+        stored.sidecar.publish("pubsub", "t", b"1"),
+        stored.sidecar.publish("pubsub", "t", b"2", {"partitionKey": "k"}),
+        stored.sidecar.publish("pubsub", "u", b"3"),
+        stored.sidecar.publish("pubsub", "t", b"bad"),
+        return_exceptions=True,
+    )
+    assert [isinstance(one, UnavailableError) for one in answers] == [False, False, False, True]
+    first, together, other = stored.dapr.requests
+    assert (first.topic, first.data) == ("t", b"1")
+    assert (together.topic, [entry.event for entry in together.entries]) == ("t", [b"2", b"bad"])
+    assert dict(together.entries[0].metadata) == {"partitionKey": "k"}
+    assert {entry.content_type for entry in together.entries} == {"application/json"}
+    assert (other.topic, other.data) == ("u", b"3")
