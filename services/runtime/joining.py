@@ -91,7 +91,11 @@ class Joined(Generic[Item, Answer]):
         if turn.over is not None:
             turn.over.cancel()
         if turn is self._turn:
-            self._next()
+            if self._askers:
+                # Those who are about to ask, in this turn of the loop, come along.
+                asyncio.get_running_loop().call_soon(self._next)
+            else:
+                self._turn = None
 
     def _next(self) -> None:
         """The call whose turn it was has ended, or takes too long: begin another for those who wait."""
