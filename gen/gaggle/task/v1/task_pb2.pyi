@@ -191,7 +191,8 @@ class Recurrence(_message.Message):
     """An RRULE value of RFC 5545, without "RRULE:", at most 512 bytes: "FREQ=MONTHLY;BYMONTHDAY=-1". FREQ is DAILY,
     WEEKLY, MONTHLY or YEARLY. The due time of the task that got the rule is DTSTART: it counts as the first
     occurrence, whatever the rule says. COUNT counts every time of the rule from there on, skipped ones included.
-    UNTIL is a UTC time, a local one, or a date, which includes that day. BYSECOND is not taken.
+    UNTIL is a UTC time, a local one, or a date, which includes that day. BYSECOND is not taken; BYHOUR and BYMINUTE
+    make at most 24 times a day.
 
     Times are computed on the wall clock of the task's zone. One that a change of the clock skips is moved on by
     what was skipped (02:30 becomes 03:30); one that comes twice means the first.
