@@ -26,25 +26,25 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gaggle/task/v1/task.proto\x12\x0egaggle.task.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12*\n\x06status\x18\x04 \x01(\x0e\x32\x1a.gaggle.task.v1.TaskStatus\x12.\n\x08priority\x18\x05 \x01(\x0e\x32\x1c.gaggle.task.v1.TaskPriority\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12,\n\x08\x64ue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x08 \x01(\t\x12\x33\n\x10reminder_offsets\x18\t \x03(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nrecurrence\x18\n \x01(\x0b\x32\x1a.gaggle.task.v1.Recurrence\x12&\n\x06series\x18\x0b \x01(\x0b\x32\x16.gaggle.task.v1.Series\x12&\n\x06origin\x18\x0c \x01(\x0b\x32\x16.gaggle.task.v1.Origin\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x10 \x01(\t\"E\n\nRecurrence\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12)\n\x08\x63\x61tch_up\x18\x02 \x01(\x0e\x32\x17.gaggle.task.v1.CatchUp\"\xbd\x01\n\x06Series\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\noccurrence\x18\x02 \x01(\r\x12\x33\n\x0foccurrence_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10previous_task_id\x18\x05 \x01(\t\x12\x14\n\x0cnext_task_id\x18\x06 \x01(\t\"5\n\x06Origin\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t*Z\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10TASK_STATUS_OPEN\x10\x01\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x02*\x90\x01\n\x0cTaskPriority\x12\x1d\n\x19TASK_PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11TASK_PRIORITY_LOW\x10\x01\x12\x18\n\x14TASK_PRIORITY_MEDIUM\x10\x02\x12\x16\n\x12TASK_PRIORITY_HIGH\x10\x03\x12\x18\n\x14TASK_PRIORITY_URGENT\x10\x04*P\n\x07\x43\x61tchUp\x12\x18\n\x14\x43\x41TCH_UP_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_SKIP_MISSED\x10\x01\x12\x11\n\rCATCH_UP_EACH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gaggle/task/v1/task.proto\x12\x0egaggle.task.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12*\n\x06status\x18\x04 \x01(\x0e\x32\x1a.gaggle.task.v1.TaskStatus\x12.\n\x08priority\x18\x05 \x01(\x0e\x32\x1c.gaggle.task.v1.TaskPriority\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12,\n\x08\x64ue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x08 \x01(\t\x12\x33\n\x10reminder_offsets\x18\t \x03(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nrecurrence\x18\n \x01(\x0b\x32\x1a.gaggle.task.v1.Recurrence\x12&\n\x06series\x18\x0b \x01(\x0b\x32\x16.gaggle.task.v1.Series\x12&\n\x06origin\x18\x0c \x01(\x0b\x32\x16.gaggle.task.v1.Origin\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x10 \x01(\t\"E\n\nRecurrence\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12)\n\x08\x63\x61tch_up\x18\x02 \x01(\x0e\x32\x17.gaggle.task.v1.CatchUp\"\xd0\x01\n\x06Series\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\noccurrence\x18\x02 \x01(\r\x12\x33\n\x0foccurrence_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x18\n\x10previous_task_id\x18\x06 \x01(\t\x12\x14\n\x0cnext_task_id\x18\x07 \x01(\t\"5\n\x06Origin\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t*Z\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10TASK_STATUS_OPEN\x10\x01\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x02*\x90\x01\n\x0cTaskPriority\x12\x1d\n\x19TASK_PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11TASK_PRIORITY_LOW\x10\x01\x12\x18\n\x14TASK_PRIORITY_MEDIUM\x10\x02\x12\x16\n\x12TASK_PRIORITY_HIGH\x10\x03\x12\x18\n\x14TASK_PRIORITY_URGENT\x10\x04*P\n\x07\x43\x61tchUp\x12\x18\n\x14\x43\x41TCH_UP_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_SKIP_MISSED\x10\x01\x12\x11\n\rCATCH_UP_EACH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaggle.task.v1.task_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKSTATUS']._serialized_start=1000
-  _globals['_TASKSTATUS']._serialized_end=1090
-  _globals['_TASKPRIORITY']._serialized_start=1093
-  _globals['_TASKPRIORITY']._serialized_end=1237
-  _globals['_CATCHUP']._serialized_start=1239
-  _globals['_CATCHUP']._serialized_end=1319
+  _globals['_TASKSTATUS']._serialized_start=1019
+  _globals['_TASKSTATUS']._serialized_end=1109
+  _globals['_TASKPRIORITY']._serialized_start=1112
+  _globals['_TASKPRIORITY']._serialized_end=1256
+  _globals['_CATCHUP']._serialized_start=1258
+  _globals['_CATCHUP']._serialized_end=1338
   _globals['_TASK']._serialized_start=111
   _globals['_TASK']._serialized_end=680
   _globals['_RECURRENCE']._serialized_start=682
   _globals['_RECURRENCE']._serialized_end=751
   _globals['_SERIES']._serialized_start=754
-  _globals['_SERIES']._serialized_end=943
-  _globals['_ORIGIN']._serialized_start=945
-  _globals['_ORIGIN']._serialized_end=998
+  _globals['_SERIES']._serialized_end=962
+  _globals['_ORIGIN']._serialized_start=964
+  _globals['_ORIGIN']._serialized_end=1017
 # @@protoc_insertion_point(module_scope)

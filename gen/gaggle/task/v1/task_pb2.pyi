@@ -135,7 +135,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def series(self) -> Global___Series:
-        """The server's; absent unless it recurs or did."""
+        """The server's; absent unless it recurs."""
 
     @_builtins.property
     def origin(self) -> Global___Origin:
@@ -223,14 +223,17 @@ class Series(_message.Message):
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     OCCURRENCE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     PREVIOUS_TASK_ID_FIELD_NUMBER: _builtins.int
     NEXT_TASK_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The first occurrence's task id."""
     occurrence: _builtins.int
     """Which of the rule's times this one is, from 1."""
+    time_zone: _builtins.str
+    """IANA name in which the rule is computed; time_zone may have been changed for this occurrence alone."""
     previous_task_id: _builtins.str
-    """The task before; empty: this is the first, or the rule was set anew."""
+    """The task before; empty: this is the first."""
     next_task_id: _builtins.str
     """The task after; empty: there is none yet."""
     @_builtins.property
@@ -248,12 +251,13 @@ class Series(_message.Message):
         occurrence: _builtins.int = ...,
         occurrence_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        time_zone: _builtins.str = ...,
         previous_task_id: _builtins.str = ...,
         next_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurrence_time", b"occurrence_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "next_task_id", b"next_task_id", "occurrence", b"occurrence", "occurrence_time", b"occurrence_time", "previous_task_id", b"previous_task_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "next_task_id", b"next_task_id", "occurrence", b"occurrence", "occurrence_time", b"occurrence_time", "previous_task_id", b"previous_task_id", "start_time", b"start_time", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
