@@ -38,7 +38,9 @@ class _PastPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PastPolicy
     """It is noted as MISSED, without an event; the others are set."""
 
 class PastPolicy(_PastPolicy, metaclass=_PastPolicyEnumTypeWrapper):
-    """What to do with a reminder whose time has already gone by when it is set."""
+    """What to do with a reminder whose time has already gone by, by more than a minute, when it is set. Within that
+    minute it is late, not past: it fires at once.
+    """
 
 PAST_POLICY_UNSPECIFIED: PastPolicy.ValueType  # 0
 """As REFUSE."""
@@ -67,7 +69,7 @@ class ScheduleRemindersRequest(_message.Message):
     task_id: _builtins.str
     """[A-Za-z0-9._-]{1,64}."""
     title: _builtins.str
-    """The task's title; 1 byte to 1 KiB."""
+    """The task's; 1 byte to 1 KiB."""
     time_zone: _builtins.str
     """IANA name; empty: UTC."""
     past: Global___PastPolicy.ValueType
@@ -77,7 +79,7 @@ class ScheduleRemindersRequest(_message.Message):
     """
     @_builtins.property
     def due_at(self) -> _timestamp_pb2.Timestamp:
-        """Required if a reminder is relative to it."""
+        """The task's; a reminder may be relative to it. FAILED_PRECONDITION: one is, and the task has none."""
 
     @_builtins.property
     def reminders(self) -> _containers.RepeatedCompositeFieldContainer[_reminder_pb2.ReminderTime]:
@@ -157,8 +159,8 @@ class RescheduleRemindersRequest(_message.Message):
 
     @_builtins.property
     def reminders(self) -> Global___ReminderTimes:
-        """Absent: the relative reminders that the task has. Else these are what it has from now on: what is not among them
-        is cancelled. Relative ones alone.
+        """Absent: the reminders that there are. Else these replace the relative ones that the same kind of caller, the
+        task service or any other, has set: what is not among them is cancelled.
         """
 
     @_builtins.property
@@ -222,7 +224,7 @@ class RescheduleRemindersResponse(_message.Message):
     REMINDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reminders(self) -> _containers.RepeatedCompositeFieldContainer[_reminder_pb2.Reminder]:
-        """All relative reminders of the task, cancelled ones left out."""
+        """All reminders of the task that are to fire."""
 
     def __init__(
         self,
@@ -312,7 +314,8 @@ class SnoozeReminderRequest(_message.Message):
     """At this time of the wall clock in the reminder's zone, in the future; read as ReminderTime.at_local."""
     snooze_task: _builtins.bool
     """Put the task's due time off as well, by as much as the reminder was: from its present `remind_at`, or from now
-    if that has gone by. Its other relative reminders follow. FAILED_PRECONDITION: the task has no due time.
+    if that has gone by. Of a recurring task, of this occurrence alone. Its other relative reminders follow.
+    FAILED_PRECONDITION: the task has no due time.
     """
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:

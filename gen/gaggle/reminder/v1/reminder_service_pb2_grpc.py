@@ -27,11 +27,14 @@ if _version_not_supported:
 
 class ReminderServiceStub:
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
@@ -77,11 +80,14 @@ class ReminderServiceStub:
 
 class ReminderServiceServicer:
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
@@ -96,8 +102,8 @@ class ReminderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RescheduleReminders(self, request, context):
-        """Tells what a task has become: relative reminders that have not fired, and those that have but lie ahead again,
-        move with its due time. OK, with none, for a task that has no reminders.
+        """Tells what a task has become: relative reminders move with its due time, those that have fired too if they lie
+        ahead again; those that were cancelled when it was completed are set again. OK for a task that has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,11 +181,14 @@ def add_ReminderServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ReminderService:
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.

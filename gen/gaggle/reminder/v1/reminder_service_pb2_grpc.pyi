@@ -28,11 +28,14 @@ GRPC_VERSION: str
 
 class ReminderServiceStub:
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
@@ -47,8 +50,8 @@ class ReminderServiceStub:
     place, and left as it is if nothing about it is new.
     """
     RescheduleReminders: _grpc.UnaryUnaryMultiCallable[_reminder_service_pb2.RescheduleRemindersRequest, _reminder_service_pb2.RescheduleRemindersResponse]
-    """Tells what a task has become: relative reminders that have not fired, and those that have but lie ahead again,
-    move with its due time. OK, with none, for a task that has no reminders.
+    """Tells what a task has become: relative reminders move with its due time, those that have fired too if they lie
+    ahead again; those that were cancelled when it was completed are set again. OK for a task that has none.
     """
     CancelReminders: _grpc.UnaryUnaryMultiCallable[_reminder_service_pb2.CancelRemindersRequest, _reminder_service_pb2.CancelRemindersResponse]
     """Cancels what is to fire. Repeating it is OK, and so is a task that has none."""
@@ -65,11 +68,14 @@ class ReminderServiceStub:
 @_typing.type_check_only
 class ReminderServiceAsyncStub(ReminderServiceStub):
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
@@ -81,8 +87,8 @@ class ReminderServiceAsyncStub(ReminderServiceStub):
     place, and left as it is if nothing about it is new.
     """
     RescheduleReminders: _aio.UnaryUnaryMultiCallable[_reminder_service_pb2.RescheduleRemindersRequest, _reminder_service_pb2.RescheduleRemindersResponse]  # type: ignore[assignment]
-    """Tells what a task has become: relative reminders that have not fired, and those that have but lie ahead again,
-    move with its due time. OK, with none, for a task that has no reminders.
+    """Tells what a task has become: relative reminders move with its due time, those that have fired too if they lie
+    ahead again; those that were cancelled when it was completed are set again. OK for a task that has none.
     """
     CancelReminders: _aio.UnaryUnaryMultiCallable[_reminder_service_pb2.CancelRemindersRequest, _reminder_service_pb2.CancelRemindersResponse]  # type: ignore[assignment]
     """Cancels what is to fire. Repeating it is OK, and so is a task that has none."""
@@ -98,11 +104,14 @@ class ReminderServiceAsyncStub(ReminderServiceStub):
 
 class ReminderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
-    The task service calls it for the reminders that a task brings along.
 
-    Reminders of two kinds stand side by side under a task: those relative to its due time (`before_due`,
-    `calendar_before_due`), which follow the task, and those for a time of their own (`at`, `at_local`). Of one task
-    there are at most 16 that are to fire.
+    A task has reminders that it brings along, its offsets, which the task service sets, moves and cancels; and others
+    that are set here for it. What of them is relative to the due time (`before_due`, `calendar_before_due`) moves with
+    it; all are cancelled when the task is completed or deleted. Of one task there are at most 16 that are to fire.
+
+    Title, due time, zone and revision of a task are the task service's to say. Any other caller leaves them out: they
+    are read from the task, which has to be there (NOT_FOUND), and what the request says of them is not used. Where an
+    operator has switched that off (`GAGGLE_CHECK_TASKS`), since tasks are kept elsewhere, every caller says them.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). For 25 hours the same id with the same body gives the
     first answer again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
@@ -124,8 +133,8 @@ class ReminderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reminder_service_pb2.RescheduleRemindersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reminder_service_pb2.RescheduleRemindersResponse, _abc.Awaitable[_reminder_service_pb2.RescheduleRemindersResponse]]:
-        """Tells what a task has become: relative reminders that have not fired, and those that have but lie ahead again,
-        move with its due time. OK, with none, for a task that has no reminders.
+        """Tells what a task has become: relative reminders move with its due time, those that have fired too if they lie
+        ahead again; those that were cancelled when it was completed are set again. OK for a task that has none.
         """
 
     @_abc_1.abstractmethod
