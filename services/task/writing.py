@@ -81,6 +81,8 @@ class Writer:
                 ).SerializeToString()
             now = domain.touch(document)
             await index.replace(document)
+            if "recurrence" in changed and not document.task.HasField("recurrence"):
+                await index.wait(document.task.id, waits=False)
             payload = event_pb2.TaskUpdatedEvent(**told(user_id, document), changed=changed)
             answer = api.UpdateTaskResponse(etag=str(document.revision), update_time=now).SerializeToString()
             return Draft(answer, index, [_changed(stored, document, payload)])
