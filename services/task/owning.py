@@ -39,14 +39,15 @@ class Owner:
         size = paging.page_size(request.page_size, default=_REVISIONS_PAGE, most=_REVISIONS_PAGE)
         scope = ("ListRevisions", request.user_id)
         cursor = paging.decode(request.page_token, *scope)
-        start = (int(cursor["l"]), int(cursor["k"]), str(cursor["i"])) if cursor else (0, 0, "")
+        last = (int(cursor["l"]), int(cursor["k"]), str(cursor["i"])) if cursor else (0, 0, "")
         response = owner_api.ListRevisionsResponse()
         wanted: list[str] = []
-        async for where, bucket, task_id in self._walk(request.user_id, start):
+        async for place in self._walk(request.user_id, last):
             if len(wanted) == size:
-                response.next_page_token = paging.encode({"l": where, "k": bucket, "i": wanted[-1]}, *scope)
+                response.next_page_token = paging.encode(dict(zip("lki", last, strict=True)), *scope)
                 break
-            wanted.append(task_id)
+            last = place
+            wanted.append(place[2])
         for first in range(0, len(wanted), _AT_ONCE):
             for document in await self._store.load(request.user_id, wanted[first : first + _AT_ONCE]):
                 response.revisions.append(_revision(document))
