@@ -1,9 +1,9 @@
 """Dapr's Jobs API: a call at a time, kept by the scheduler.
 
-A job is delivered at least once, to `Callbacks.OnJobEvent` of any replica. While no sidecar of the app is connected, the
-scheduler keeps what is due and delivers it as soon as one is. A delivery that fails is repeated every second for as long
-as it fails: Dapr's own default gives up after three. Jobs live in the scheduler's data alone, so whoever must not lose
-one keeps it in state as well.
+A job is delivered at least once, to `Callbacks.OnJobEvent` of any replica. While no sidecar of the app is connected,
+the scheduler keeps what is due and delivers it as soon as one is. A delivery that fails is repeated every second for as
+long as it fails: Dapr's own default gives up after three. Jobs live in the scheduler's data alone, so whoever must not
+lose one keeps it in state as well.
 """
 
 from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ JobHandler = Callable[[JobEvent], Awaitable[None]]
 
 
 class Jobs:
-    """Schedules this app's jobs. Every call raises UnavailableError or DeadlineError if it can't be known to be done."""
+    """Schedules this app's jobs. A call raises UnavailableError or DeadlineError if it may not have been done."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         """`sidecar` is the own one."""
@@ -48,7 +48,7 @@ class Jobs:
     async def schedule(self, name: str, due: datetime, data: Message) -> bool:
         """See that there is a job of this name; False if there was one, which is left as it is.
 
-        A time gone by is as good as now. The name is at most 512 characters, without any of `/ \\ # ?`.
+        A time gone by is as good as now. The name is at most 512 characters, with no slash, backslash, # or ?.
         """
         packed = any_pb2.Any()
         packed.Pack(data)

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)gaggle/reminder/v1/reminder_service.proto\x12\x12gaggle.reminder.v1\x1a!gaggle/reminder/v1/reminder.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x02\n\x18ScheduleRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x33\n\treminders\x18\x06 \x03(\x0b\x32 .gaggle.reminder.v1.ReminderTime\x12,\n\x04past\x18\x07 \x01(\x0e\x32\x1e.gaggle.reminder.v1.PastPolicy\x12\x30\n\x06missed\x18\x08 \x01(\x0b\x32 .gaggle.reminder.v1.MissedPolicy\x12\x15\n\rtask_revision\x18\t \x01(\x04\"L\n\x19ScheduleRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"\xdf\x02\n\x1aRescheduleRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x39\n\treminders\x18\x06 \x01(\x0b\x32!.gaggle.reminder.v1.ReminderTimesH\x00\x88\x01\x01\x12,\n\x04past\x18\x07 \x01(\x0e\x32\x1e.gaggle.reminder.v1.PastPolicy\x12\x35\n\x06missed\x18\x08 \x01(\x0b\x32 .gaggle.reminder.v1.MissedPolicyH\x01\x88\x01\x01\x12\x15\n\rtask_revision\x18\t \x01(\x04\x42\x0c\n\n_remindersB\t\n\x07_missed\"@\n\rReminderTimes\x12/\n\x05times\x18\x01 \x03(\x0b\x32 .gaggle.reminder.v1.ReminderTime\"N\n\x1bRescheduleRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"j\n\x16\x43\x61ncelRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x14\n\x0creminder_ids\x18\x03 \x03(\t\x12\x15\n\rtask_revision\x18\x04 \x01(\x04\"/\n\x17\x43\x61ncelRemindersResponse\x12\x14\n\x0creminder_ids\x18\x01 \x03(\t\"\xec\x01\n\x15SnoozeReminderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x13\n\x0breminder_id\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12*\n\x05\x64\x65lay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12+\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x15\n\x0buntil_local\x18\x07 \x01(\tH\x00\x12\x13\n\x0bsnooze_task\x18\x08 \x01(\x08\x42\x06\n\x04time\"t\n\x16SnoozeReminderResponse\x12.\n\x08reminder\x18\x01 \x01(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\x12*\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12GetReminderRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0breminder_id\x18\x02 \x01(\t\"E\n\x13GetReminderResponse\x12.\n\x08reminder\x18\x01 \x01(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"\x81\x01\n\x14ListRemindersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x06states\x18\x04 \x03(\x0e\x32!.gaggle.reminder.v1.ReminderState\"a\n\x15ListRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*m\n\nPastPolicy\x12\x1b\n\x17PAST_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12PAST_POLICY_REFUSE\x10\x01\x12\x14\n\x10PAST_POLICY_FIRE\x10\x02\x12\x14\n\x10PAST_POLICY_SKIP\x10\x03\x32\xb4\x05\n\x0fReminderService\x12u\n\x11ScheduleReminders\x12,.gaggle.reminder.v1.ScheduleRemindersRequest\x1a-.gaggle.reminder.v1.ScheduleRemindersResponse\"\x03\x90\x02\x02\x12{\n\x13RescheduleReminders\x12..gaggle.reminder.v1.RescheduleRemindersRequest\x1a/.gaggle.reminder.v1.RescheduleRemindersResponse\"\x03\x90\x02\x02\x12o\n\x0f\x43\x61ncelReminders\x12*.gaggle.reminder.v1.CancelRemindersRequest\x1a+.gaggle.reminder.v1.CancelRemindersResponse\"\x03\x90\x02\x02\x12l\n\x0eSnoozeReminder\x12).gaggle.reminder.v1.SnoozeReminderRequest\x1a*.gaggle.reminder.v1.SnoozeReminderResponse\"\x03\x90\x02\x02\x12\x63\n\x0bGetReminder\x12&.gaggle.reminder.v1.GetReminderRequest\x1a\'.gaggle.reminder.v1.GetReminderResponse\"\x03\x90\x02\x01\x12i\n\rListReminders\x12(.gaggle.reminder.v1.ListRemindersRequest\x1a).gaggle.reminder.v1.ListRemindersResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)gaggle/reminder/v1/reminder_service.proto\x12\x12gaggle.reminder.v1\x1a!gaggle/reminder/v1/reminder.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x02\n\x18ScheduleRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x33\n\treminders\x18\x06 \x03(\x0b\x32 .gaggle.reminder.v1.ReminderTime\x12,\n\x04past\x18\x07 \x01(\x0e\x32\x1e.gaggle.reminder.v1.PastPolicy\x12\x30\n\x06missed\x18\x08 \x01(\x0b\x32 .gaggle.reminder.v1.MissedPolicy\x12\x15\n\rtask_revision\x18\t \x01(\x04\"L\n\x19ScheduleRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"\xdf\x02\n\x1aRescheduleRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x39\n\treminders\x18\x06 \x01(\x0b\x32!.gaggle.reminder.v1.ReminderTimesH\x00\x88\x01\x01\x12,\n\x04past\x18\x07 \x01(\x0e\x32\x1e.gaggle.reminder.v1.PastPolicy\x12\x35\n\x06missed\x18\x08 \x01(\x0b\x32 .gaggle.reminder.v1.MissedPolicyH\x01\x88\x01\x01\x12\x15\n\rtask_revision\x18\t \x01(\x04\x42\x0c\n\n_remindersB\t\n\x07_missed\"@\n\rReminderTimes\x12/\n\x05times\x18\x01 \x03(\x0b\x32 .gaggle.reminder.v1.ReminderTime\"N\n\x1bRescheduleRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"\x80\x01\n\x16\x43\x61ncelRemindersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x14\n\x0creminder_ids\x18\x03 \x03(\t\x12\x15\n\rtask_revision\x18\x04 \x01(\x04\x12\x14\n\x0ctask_deleted\x18\x05 \x01(\x08\"/\n\x17\x43\x61ncelRemindersResponse\x12\x14\n\x0creminder_ids\x18\x01 \x03(\t\"\xec\x01\n\x15SnoozeReminderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x13\n\x0breminder_id\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12*\n\x05\x64\x65lay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12+\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x15\n\x0buntil_local\x18\x07 \x01(\tH\x00\x12\x13\n\x0bsnooze_task\x18\x08 \x01(\x08\x42\x06\n\x04time\"t\n\x16SnoozeReminderResponse\x12.\n\x08reminder\x18\x01 \x01(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\x12*\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12GetReminderRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0breminder_id\x18\x02 \x01(\t\"E\n\x13GetReminderResponse\x12.\n\x08reminder\x18\x01 \x01(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\"\x81\x01\n\x14ListRemindersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x06states\x18\x04 \x03(\x0e\x32!.gaggle.reminder.v1.ReminderState\"a\n\x15ListRemindersResponse\x12/\n\treminders\x18\x01 \x03(\x0b\x32\x1c.gaggle.reminder.v1.Reminder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*m\n\nPastPolicy\x12\x1b\n\x17PAST_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12PAST_POLICY_REFUSE\x10\x01\x12\x14\n\x10PAST_POLICY_FIRE\x10\x02\x12\x14\n\x10PAST_POLICY_SKIP\x10\x03\x32\xb4\x05\n\x0fReminderService\x12u\n\x11ScheduleReminders\x12,.gaggle.reminder.v1.ScheduleRemindersRequest\x1a-.gaggle.reminder.v1.ScheduleRemindersResponse\"\x03\x90\x02\x02\x12{\n\x13RescheduleReminders\x12..gaggle.reminder.v1.RescheduleRemindersRequest\x1a/.gaggle.reminder.v1.RescheduleRemindersResponse\"\x03\x90\x02\x02\x12o\n\x0f\x43\x61ncelReminders\x12*.gaggle.reminder.v1.CancelRemindersRequest\x1a+.gaggle.reminder.v1.CancelRemindersResponse\"\x03\x90\x02\x02\x12l\n\x0eSnoozeReminder\x12).gaggle.reminder.v1.SnoozeReminderRequest\x1a*.gaggle.reminder.v1.SnoozeReminderResponse\"\x03\x90\x02\x02\x12\x63\n\x0bGetReminder\x12&.gaggle.reminder.v1.GetReminderRequest\x1a\'.gaggle.reminder.v1.GetReminderResponse\"\x03\x90\x02\x01\x12i\n\rListReminders\x12(.gaggle.reminder.v1.ListRemindersRequest\x1a).gaggle.reminder.v1.ListRemindersResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,8 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMINDERSERVICE'].methods_by_name['GetReminder']._serialized_options = b'\220\002\001'
   _globals['_REMINDERSERVICE'].methods_by_name['ListReminders']._loaded_options = None
   _globals['_REMINDERSERVICE'].methods_by_name['ListReminders']._serialized_options = b'\220\002\001'
-  _globals['_PASTPOLICY']._serialized_start=1935
-  _globals['_PASTPOLICY']._serialized_end=2044
+  _globals['_PASTPOLICY']._serialized_start=1958
+  _globals['_PASTPOLICY']._serialized_end=2067
   _globals['_SCHEDULEREMINDERSREQUEST']._serialized_start=166
   _globals['_SCHEDULEREMINDERSREQUEST']._serialized_end=479
   _globals['_SCHEDULEREMINDERSRESPONSE']._serialized_start=481
@@ -58,22 +58,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMINDERTIMES']._serialized_end=977
   _globals['_RESCHEDULEREMINDERSRESPONSE']._serialized_start=979
   _globals['_RESCHEDULEREMINDERSRESPONSE']._serialized_end=1057
-  _globals['_CANCELREMINDERSREQUEST']._serialized_start=1059
-  _globals['_CANCELREMINDERSREQUEST']._serialized_end=1165
-  _globals['_CANCELREMINDERSRESPONSE']._serialized_start=1167
-  _globals['_CANCELREMINDERSRESPONSE']._serialized_end=1214
-  _globals['_SNOOZEREMINDERREQUEST']._serialized_start=1217
-  _globals['_SNOOZEREMINDERREQUEST']._serialized_end=1453
-  _globals['_SNOOZEREMINDERRESPONSE']._serialized_start=1455
-  _globals['_SNOOZEREMINDERRESPONSE']._serialized_end=1571
-  _globals['_GETREMINDERREQUEST']._serialized_start=1573
-  _globals['_GETREMINDERREQUEST']._serialized_end=1631
-  _globals['_GETREMINDERRESPONSE']._serialized_start=1633
-  _globals['_GETREMINDERRESPONSE']._serialized_end=1702
-  _globals['_LISTREMINDERSREQUEST']._serialized_start=1705
-  _globals['_LISTREMINDERSREQUEST']._serialized_end=1834
-  _globals['_LISTREMINDERSRESPONSE']._serialized_start=1836
-  _globals['_LISTREMINDERSRESPONSE']._serialized_end=1933
-  _globals['_REMINDERSERVICE']._serialized_start=2047
-  _globals['_REMINDERSERVICE']._serialized_end=2739
+  _globals['_CANCELREMINDERSREQUEST']._serialized_start=1060
+  _globals['_CANCELREMINDERSREQUEST']._serialized_end=1188
+  _globals['_CANCELREMINDERSRESPONSE']._serialized_start=1190
+  _globals['_CANCELREMINDERSRESPONSE']._serialized_end=1237
+  _globals['_SNOOZEREMINDERREQUEST']._serialized_start=1240
+  _globals['_SNOOZEREMINDERREQUEST']._serialized_end=1476
+  _globals['_SNOOZEREMINDERRESPONSE']._serialized_start=1478
+  _globals['_SNOOZEREMINDERRESPONSE']._serialized_end=1594
+  _globals['_GETREMINDERREQUEST']._serialized_start=1596
+  _globals['_GETREMINDERREQUEST']._serialized_end=1654
+  _globals['_GETREMINDERRESPONSE']._serialized_start=1656
+  _globals['_GETREMINDERRESPONSE']._serialized_end=1725
+  _globals['_LISTREMINDERSREQUEST']._serialized_start=1728
+  _globals['_LISTREMINDERSREQUEST']._serialized_end=1857
+  _globals['_LISTREMINDERSRESPONSE']._serialized_start=1859
+  _globals['_LISTREMINDERSRESPONSE']._serialized_end=1956
+  _globals['_REMINDERSERVICE']._serialized_start=2070
+  _globals['_REMINDERSERVICE']._serialized_end=2762
 # @@protoc_insertion_point(module_scope)

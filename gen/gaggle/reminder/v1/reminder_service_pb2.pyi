@@ -247,10 +247,13 @@ class CancelRemindersRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     REMINDER_IDS_FIELD_NUMBER: _builtins.int
     TASK_REVISION_FIELD_NUMBER: _builtins.int
+    TASK_DELETED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     task_id: _builtins.str
     task_revision: _builtins.int
     """As in ScheduleRemindersRequest."""
+    task_deleted: _builtins.bool
+    """The task service's to say: the task is deleted, and not merely done."""
     @_builtins.property
     def reminder_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: all of the task's. NOT_FOUND: one of them is not among the task's."""
@@ -262,10 +265,11 @@ class CancelRemindersRequest(_message.Message):
         task_id: _builtins.str = ...,
         reminder_ids: _abc.Iterable[_builtins.str] | None = ...,
         task_revision: _builtins.int = ...,
+        task_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reminder_ids", b"reminder_ids", "request_id", b"request_id", "task_id", b"task_id", "task_revision", b"task_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reminder_ids", b"reminder_ids", "request_id", b"request_id", "task_deleted", b"task_deleted", "task_id", b"task_id", "task_revision", b"task_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

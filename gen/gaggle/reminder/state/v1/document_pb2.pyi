@@ -252,8 +252,8 @@ class Sweep(_message.Message):
     low_bucket: _builtins.int
     """The oldest bucket that may hold something unsettled."""
     round_users: _builtins.int
-    """Where the round through all tasks goes on: which of the 256 documents of users, after which user in it, and how
-    many of that user's tasks have been seen.
+    """Where the round through all tasks goes on: which of the 256 documents of users, which user in it, and at which
+    place of that user's index; without a place, at the newest.
     """
     round_user_id: _builtins.str
     round_index_bucket: _builtins.int
@@ -269,13 +269,15 @@ class Sweep(_message.Message):
         round_users: _builtins.int = ...,
         round_user_id: _builtins.str = ...,
         round_index_bucket: _builtins.int = ...,
-        round_position: _builtins.int = ...,
+        round_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_round_position", b"_round_position", "expire_time", b"expire_time", "round_position", b"round_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "holder", b"holder", "low_bucket", b"low_bucket", "round_index_bucket", b"round_index_bucket", "round_position", b"round_position", "round_user_id", b"round_user_id", "round_users", b"round_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round_position", b"_round_position", "expire_time", b"expire_time", "holder", b"holder", "low_bucket", b"low_bucket", "round_index_bucket", b"round_index_bucket", "round_position", b"round_position", "round_user_id", b"round_user_id", "round_users", b"round_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__round_position: _TypeAlias = _typing.Literal["round_position"]  # noqa: Y015
+    _WhichOneofArgType__round_position: _TypeAlias = _typing.Literal["_round_position", b"_round_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round_position) -> _WhichOneofReturnType__round_position | None: ...
 
 Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
 
