@@ -272,7 +272,10 @@ class Edit:
             self.cancel(one, cause)
 
     def finish(self) -> None:
-        """Close the change: raise the revision, let go of what is old."""
+        """Close the change: let go of what is old, raise the revision if there is something to tell.
+
+        Each revision has its events, or whoever compares revisions with events would miss some. Raises TooLargeError.
+        """
         document = self.document
         if len(self.live()) > MAX_LIVE:
             raise TooLargeError("reminders of the task that are to fire", size=len(self.live()), limit=MAX_LIVE)
@@ -286,7 +289,7 @@ class Edit:
             left = [one for one in document.reminders if one.reminder.id in kept]
             del document.reminders[:]
             document.reminders.extend(left)
-        document.revision += 1
+        document.revision += bool(self.told)
 
     def _set(self, one: Stored, at: datetime, state: "reminder_pb2.ReminderState.ValueType") -> None:
         if at >= LATEST:

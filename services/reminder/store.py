@@ -22,7 +22,7 @@ from services.runtime.errors import ConflictError
 from services.runtime.events import Change, build_events
 from services.runtime.outbox import Number, Outbox
 from services.runtime.requests import first_answer, new_row, row_key
-from services.runtime.state import Item, Put, Remove, StateStore
+from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
 
 _ATTEMPTS = 12
 
@@ -114,9 +114,13 @@ class ReminderStore:
                 edit = Edit(Document.FromString(item.value), self.now(), user_id)
                 edit.cancel_all(domain.ERASED)
                 edit.document.revision += 1
-                events = build_events(self._change(edit), edit.told)
+                gone = [Remove(key, etag=item.etag)]
                 try:
-                    await self.outbox.commit([Remove(key, etag=item.etag)], runtime_pb2.OutboxRow(events=events))
+                    if edit.told:
+                        events = build_events(self._change(edit), edit.told)
+                        await self.outbox.commit(gone, runtime_pb2.OutboxRow(events=events))
+                    else:
+                        await self._commit(gone)
                 except ConflictError:
                     continue
                 self.committed(user_id, edit)
@@ -143,20 +147,30 @@ class ReminderStore:
                 operations += entered
             if due_keys:
                 operations += DueIndex.adding(user_id, jobs, edit.now, await self.state.get_many(due_keys))
+            if not edit.told:
+                await self._commit([*operations, self._document(edit, item)])
+                return
             number = await self.outbox.reserve()
             domain.refer(document, _reference(document, number))
-            ttl = 0 if edit.live() else int(domain.KEPT.total_seconds())
-            operations.append(
-                Put(
-                    document_key(user_id, document.task_id),
-                    document.SerializeToString(),
-                    etag=item.etag if item else "",
-                    create=item is None,
-                    ttl_seconds=ttl,
-                )
-            )
-            events = build_events(self._change(edit), edit.told)
-            await self.outbox.commit_reserved(number, runtime_pb2.OutboxRow(events=events), operations)
+            row = runtime_pb2.OutboxRow(events=build_events(self._change(edit), edit.told))
+            await self.outbox.commit_reserved(number, row, [*operations, self._document(edit, item)])
+
+    async def _commit(self, operations: Sequence[Put | Remove]) -> None:
+        """Commit what nobody is told of. An answer that is lost looks like a lost race: it is then done again."""
+        try:
+            await self.state.commit(operations)
+        except CommitFailedError as failure:
+            raise ConflictError("another writer was faster") from failure
+
+    @staticmethod
+    def _document(edit: Edit, item: Item | None) -> Put:
+        return Put(
+            document_key(edit.user_id, edit.document.task_id),
+            edit.document.SerializeToString(),
+            etag=item.etag if item else "",
+            create=item is None,
+            ttl_seconds=0 if edit.live() else int(domain.KEPT.total_seconds()),
+        )
 
     @staticmethod
     def _change(edit: Edit) -> Change:

@@ -99,8 +99,9 @@ class Writer:
             if request.reminder_ids:
                 wanted = [_found(edit, one) for one in request.reminder_ids]
             live = [one for one in wanted if domain.is_live(one)]
+            cause = domain.DELETED if request.task_deleted else domain.COMPLETED
             for one in live:
-                edit.cancel(one, domain.COMPLETED if from_task else domain.CANCELLED)
+                edit.cancel(one, cause if from_task else domain.CANCELLED)
             if from_task and not request.reminder_ids and edit.document.reminders:
                 if request.task_revision > edit.document.task_revision:
                     edit.document.task_revision, edit.changed = request.task_revision, True

@@ -93,7 +93,9 @@ def plan(changed: Changed) -> tuple[str, Message] | None:
     payload, revision = changed.payload, changed.document.revision
     task = changed.document.task
     if isinstance(payload, event_pb2.TaskDeletedEvent | event_pb2.TaskCompletedEvent):
-        cancel = reminder_service_pb2.CancelRemindersRequest(task_id=task.id, task_revision=revision)
+        cancel = reminder_service_pb2.CancelRemindersRequest(
+            task_id=task.id, task_revision=revision, task_deleted=isinstance(payload, event_pb2.TaskDeletedEvent)
+        )
         return "CancelReminders", cancel
     if isinstance(payload, event_pb2.TaskUpdatedEvent):
         told = bool(_TOLD_CHANGES & set(payload.changed)) and task.status == task_pb2.TASK_STATUS_OPEN

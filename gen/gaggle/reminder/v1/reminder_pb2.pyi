@@ -85,9 +85,7 @@ class Reminder(_message.Message):
     `reminder-<task>-<reminder>-<n>`.
     """
     etag: _builtins.str
-    """Changes with every change to a reminder of the task; give it back to SnoozeReminder. It is the revision of the
-    task's reminders, counted from 1.
-    """
+    """Changes with every event of the task's reminders; give it back to SnoozeReminder. It is their revision."""
     @_builtins.property
     def due_at(self) -> _timestamp_pb2.Timestamp:
         """When the task is due; absent: it has no due time, and the reminder is for a time of its own."""
