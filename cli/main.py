@@ -12,6 +12,7 @@ from cli import audit, database, mesh_commands, token_command, tools
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
+from cli.tasks.commands import app as tasks_app
 
 app = typer.Typer(
     name="gaggle",
@@ -31,6 +32,7 @@ app.add_typer(database.app, name="db")
 app.add_typer(audit.app, name="audit")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
+app.add_typer(tasks_app, name="tasks")
 demo_command.register(app)
 
 
