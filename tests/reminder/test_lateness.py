@@ -48,4 +48,4 @@ async def test_many_at_about_the_same_time(reminding: Reminding) -> None:
     assert late[len(late) // 2] < _LATE_SECONDS * (4 if busy else 1), late
     for task_id in tasks:
         told = await reminding.told(task_id, 8, "reminder.due")
-        assert len({one["reminder_id"] for one in told}) == 8  # noqa: PLR2004 - eight of each task
+        assert len({one["reminder_id"] for one in told}) == 8
