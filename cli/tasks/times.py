@@ -7,7 +7,7 @@ from datetime import time as clock
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-_SPAN = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_SPAN = re.compile(r"(\d+)(s|m|h|d|w)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(am|pm)?")
 _DAYS = {"today": 0, "tomorrow": 1}
@@ -33,9 +33,9 @@ def local_zone() -> str:
 
 def read_span(text: str) -> timedelta:
     """Reads 90m, 2h, 1d, 1h30m. Raises NoTimeError."""
-    compact = text.strip().lower()
+    compact = text.lower().replace(" ", "")
     pieces = list(_SPAN.finditer(compact))
-    if not pieces or "".join(one.group(0) for one in pieces) != compact.replace(" ", ""):
+    if not pieces or "".join(one.group(0) for one in pieces) != compact:
         raise NoTimeError(f"{text!r} is no span; write 10m, 2h, 1d or 1h30m")
     try:
         return sum((timedelta(**{_UNITS[one[2]]: int(one[1])}) for one in pieces), timedelta())

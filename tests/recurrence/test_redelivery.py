@@ -14,10 +14,11 @@ from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from gaggle.task.v1 import task_pb2
 from services.runtime import topics
 from services.runtime.dapr import dapr_pb2_grpc, pubsub_pb2
+from tests.audit.database import Database
 from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 from tests.recurrence.series import begin
-from tests.task.tasking import Tasker
+from tests.task.tasking import Tasker, told
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
@@ -33,6 +34,8 @@ def own(private_mesh: Callable[..., Mesh]) -> Iterator[Mesh]:
     with pytest.MonkeyPatch.context() as environment:
         # What was missed is found soon enough for a test.
         environment.setenv("GAGGLE_SWEEP_SECONDS", "2")
+        environment.setenv("GAGGLE_RECONCILE_INTERVAL_SECONDS", "1")
+        environment.setenv("GAGGLE_RECONCILE_GRACE_SECONDS", "0.5")
         yield private_mesh(only=["conversation", "audit", "task", "recurrence"], replicas={"recurrence": 2})
 
 
@@ -91,6 +94,25 @@ async def test_the_event_does_not_come(own: Mesh, user: str) -> None:
 
         await eventually(arrived, within=_WITHIN, what="two creations, the completion, the note of who comes next")
         assert {one.id for one in await tasker.list()} == {first.id, second}
+
+
+async def test_what_a_broker_lost_is_told_again(own: Mesh, user: str) -> None:
+    """Task events that never reached the log are found by comparing revisions, and come into it after all."""
+    readmodel = Database(own.description.database_url)
+    async with _tasker(own, user) as tasker:
+        task = await tasker.create("told again")
+        for title in ("second", "third"):
+            await tasker("UpdateTask", task_id=task.id, title=title)
+        await tasker("DeleteTask", task_id=task.id)
+
+        async def complete() -> bool:
+            return [one.revision for one in await told(own, user, task.id)] == [1, 2, 3, 4]
+
+        await eventually(complete, within=_WITHIN, what="all four events")
+        # As if the second and the last had never been delivered.
+        readmodel.run("DELETE FROM goose.events WHERE user_id = %s AND revision IN (2, 4)", [user])
+        readmodel.run("UPDATE goose.revisions SET seen = '{[1,2),[3,4)}' WHERE user_id = %s", [user])
+        await eventually(complete, within=_WITHIN, what="the lost events")
 
 
 async def _next(tasker: Tasker, task_id: str) -> str:
