@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from tests.audit.database import Database
 from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 from tests.recurrence.series import begin
-from tests.task.tasking import Tasker, told
+from tests.task.tasking import Tasker, at, seconds, told
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
@@ -26,6 +27,7 @@ _SERIES = 12
 _STEPS = 3
 _COPIES = 2
 _WITHIN = 60.0
+_AT_ONCE_SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,15 @@ async def test_the_event_does_not_come(own: Mesh, user: str) -> None:
 
         await eventually(arrived, within=_WITHIN, what="two creations, the completion, the note of who comes next")
         assert {one.id for one in await tasker.list()} == {first.id, second}
+
+
+async def test_no_reminder_service_no_harm(own: Mesh, user: str) -> None:
+    """In a mesh without the reminder service, tasks with reminders are created and completed as ever, at once."""
+    async with _tasker(own, user) as tasker:
+        started = time.monotonic()
+        task = await tasker.create("t", due_time=at("2031-01-02"), reminder_offsets=seconds(60))
+        await tasker("CompleteTask", task_id=task.id)
+        assert time.monotonic() - started < _AT_ONCE_SECONDS
 
 
 async def test_what_a_broker_lost_is_told_again(own: Mesh, user: str) -> None:
