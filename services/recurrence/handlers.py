@@ -14,7 +14,7 @@ from services.runtime.callbacks import Outcome, TopicEvent
 from services.runtime.errors import ConflictError, FailedPreconditionError, GaggleError, NotFoundError
 from services.runtime.invocation import Peer
 from services.runtime.recurrence import RuleError
-from services.runtime.telemetry import current_trace, parse_traceparent
+from services.runtime.telemetry import join
 
 _ATTEMPTS = 5
 _ACTS_FOR_ITSELF = "recurrence"
@@ -41,18 +41,16 @@ class Continuation:
 
     async def _take(self, event: TopicEvent) -> Outcome:
         try:
-            body = json.loads(event.data)
-            if body["event_type"] != "task.completed":
-                return Outcome.SUCCESS
-            user_id, task_id = str(body["user_id"]), str(body["entity_id"])
-            # Other apps may publish here too: what does not say that the task recurs is asked about.
-            if not body["data"].get("task", {"recurrence": {}}).get("recurrence"):
-                return Outcome.SUCCESS
-            current_trace.set(parse_traceparent(body.get("metadata", {}).get("traceparent", "")))
-            await self.follow(user_id, task_id)
+            completed = _read(event)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("event_not_readable", topic=event.topic, id=event.id, error=str(error))
             return Outcome.DROP
+        if completed is None:
+            return Outcome.SUCCESS
+        user_id, task_id, traceparent = completed
+        join(traceparent)
+        try:
+            await self.follow(user_id, task_id)
         except GaggleError as error:
             _log.warning("event_put_off", topic=event.topic, id=event.id, error=error.message)
             return Outcome.RETRY
@@ -112,3 +110,14 @@ class Continuation:
             except GaggleError as error:
                 _log.warning("sweep_put_off", error=error.message)
             await asyncio.sleep(seconds)
+
+
+def _read(event: TopicEvent) -> tuple[str, str, str] | None:
+    """Give user, task and trace of a recurring task's completion; None for any other event."""
+    body = json.loads(event.data)
+    if body["event_type"] != "task.completed":
+        return None
+    # Other apps may publish here too: an event that does not say whether its task recurs is asked about.
+    if not body["data"].get("task", {"recurrence": {"rule": "?"}}).get("recurrence"):
+        return None
+    return str(body["user_id"]), str(body["entity_id"]), str(body.get("metadata", {}).get("traceparent", ""))

@@ -50,10 +50,12 @@ class Erasure:
     async def _take(self, event: TopicEvent) -> Outcome:
         try:
             body = json.loads(event.data)
-            await self._erase(str(body["userId"]), str(body["data"]["erasureId"]))
+            user_id, erasure_id = str(body["userId"]), str(body["data"]["erasureId"])
         except (ValueError, KeyError, TypeError) as error:
             _log.warning("event_not_readable", topic=event.topic, id=event.id, error=str(error))
             return Outcome.DROP
+        try:
+            await self._erase(user_id, erasure_id)
         except GaggleError as error:
             _log.warning("event_put_off", topic=event.topic, id=event.id, error=str(error))
             return Outcome.RETRY

@@ -25,7 +25,7 @@ from services.runtime.events import Change, Telling, build_events
 from services.runtime.keys import user_part
 from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
-from services.runtime.state import Item, Put, Remove, StateStore
+from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
 from services.task import domain
 from services.task.index import TOMBSTONE_SECONDS, IndexChange, Indexes, index_key
 
@@ -136,7 +136,10 @@ class TaskStore:
                 if request_id:
                     operations.append(new_row(request_key, body_hash, draft.answer))
                 try:
-                    await self._commit(user_id, draft.tasks, operations)
+                    if draft.tasks:
+                        await self._commit(user_id, draft.tasks, operations)
+                    else:
+                        await self._commit_index(operations)
                 except ConflictError:
                     await _pause(attempt)
                     continue
@@ -149,8 +152,10 @@ class TaskStore:
             for attempt in range(_ATTEMPTS):
                 index = self.indexes.change(user_id)
                 await index.close()
+                if not (operations := index.operations()):
+                    return
                 try:
-                    await self._commit(user_id, [], index.operations())
+                    await self._commit_index(operations)
                 except ConflictError:
                     await _pause(attempt)
                     continue
@@ -176,6 +181,14 @@ class TaskStore:
         await self.outbox.commit_reserved(number, runtime_pb2.OutboxRow(events=events), operations)
         for one in changes:
             self.changed(user_id, one)
+
+    async def _commit_index(self, operations: Sequence[Put | Remove]) -> None:
+        """Commit what changes no task and so has nothing to tell. Raises ConflictError: read, and do it again."""
+        try:
+            await self.state.commit(operations)
+        except CommitFailedError as error:
+            # It may have happened: then there is nothing left to do when it is read again.
+            raise ConflictError("another writer was faster") from error
 
     @asynccontextmanager
     async def _alone(self, key: str) -> AsyncIterator[None]:
