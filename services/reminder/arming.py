@@ -98,6 +98,6 @@ class Arming:
         self.known.pop(name, None)
         await self._jobs.delete(name)
 
-    def forget(self, before: float) -> None:
-        """Forget what is known of jobs whose time has come, in seconds since 1970."""
-        self.known = {name: at for name, at in self.known.items() if at >= before}
+    def remember(self, first: float, last: float) -> None:
+        """Forget what is known of jobs outside of these times, in seconds since 1970."""
+        self.known = {name: at for name, at in self.known.items() if first <= at <= last}

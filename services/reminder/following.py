@@ -88,11 +88,13 @@ class Following:
 def align(edit: Edit, task: task_pb2.Task, *, since: datetime | None = None) -> None:
     """Bring reminders in line with a task, unless something newer of it is known."""
     said = tasks.read(task)
-    if known(edit.document, said.revision):
-        return
-    if not said.open:
+    newer = not known(edit.document, said.revision)
+    if not said.open and (newer or said.revision == edit.document.task_revision):
+        # Even if it was known: something may have been set since.
         edit.note_task(said)
         edit.cancel_all(domain.COMPLETED)
+        return
+    if not newer:
         return
     wanted = [(new_id(), when) for when in tasks.times(task)]
     # A time that had gone by when the task became so is not reminded of; one that has since then is late.

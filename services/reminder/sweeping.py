@@ -206,7 +206,9 @@ class Sweep:
                 document.low_bucket = max(low, min(ends, bucket_of(self._store.now()) - 1))
                 if document.low_bucket > first and not await self._advance(document):
                     return
-        self._arming.forget(self._store.now().timestamp() - BUCKET_SECONDS)
+        # Of what lies further ahead the scheduler is asked when it comes near.
+        now = self._store.now().timestamp()
+        self._arming.remember(now - BUCKET_SECONDS, now + self._settings.horizon_seconds + 2 * BUCKET_SECONDS)
 
     async def _buckets(self, buckets: Iterable[int], findings: Findings) -> set[int]:
         """Look through some buckets; gives those that still hold something."""
