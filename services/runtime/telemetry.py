@@ -114,7 +114,7 @@ def join(traceparent: str) -> None:
     """Go on, in the current context, with the trace of work that was put off; a header that is none changes nothing."""
     parent = parse_traceparent(traceparent)
     if parent is not None:
-        span_id = f"{random.getrandbits(64):016x}"  # noqa: S311 - trace ids are no secret
+        span_id = f"{random.getrandbits(64):016x}"
         current_trace.set(TraceContext(parent.trace_id, span_id, parent.sampled))
 
 
