@@ -96,10 +96,18 @@ class Continuation:
                 asked = occurrence_service_pb2.ListWaitingRequest()
                 waiting = await self._series.call("ListWaiting", asked, self._issue(user_id))
                 for task_id in waiting.task_ids:
-                    count += bool(await self.follow(user_id, task_id))
+                    count += await self._try(user_id, task_id)
             page_token = users.next_page_token
             if not page_token:
                 return count
+
+    async def _try(self, user_id: str, task_id: str) -> bool:
+        """Follow one up; what hinders that must not hinder the others."""
+        try:
+            return bool(await self.follow(user_id, task_id))
+        except GaggleError as error:
+            _log.warning("series_put_off", task=task_id, error=error.message)
+            return False
 
     async def sweep_forever(self, seconds: float) -> None:
         """Sweep at once and every so often; run in the background."""

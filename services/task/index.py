@@ -63,36 +63,27 @@ class Indexes:
         found = await self.state.get_many(keys, confirm=keys)
         return [one for item in found.values() for one in document_pb2.IndexBucket.FromString(item.value).entries]
 
-    def change(self, user_id: str) -> "IndexChange":
-        """Begin to plan the writes that go with one commit."""
-        return IndexChange(self, user_id)
+    def change(self, user_id: str, root: Item | None) -> "IndexChange":
+        """Begin to plan the writes that go with one commit; `root` is the user's index as it was just read."""
+        return IndexChange(self, user_id, root)
 
 
 class IndexChange:
     """The writes to a user's index that go with one commit."""
 
-    def __init__(self, indexes: Indexes, user_id: str) -> None:
-        """Nothing is read before it is needed."""
+    def __init__(self, indexes: Indexes, user_id: str, root: Item | None) -> None:
+        """Buckets are read when they are needed."""
         self._indexes = indexes
         self._user_id = user_id
-        self._root: document_pb2.TaskIndex | None = None
-        self._root_item: Item | None = None
-        self._root_before = b""
+        self._root_item = root
+        self._root_before = root.value if root else b""
+        self._root = document_pb2.TaskIndex.FromString(self._root_before)
         self._entering: list[Put] = []
         self._buckets: dict[tuple[int, int], tuple[document_pb2.IndexBucket, Item | None]] = {}
 
-    async def root(self) -> document_pb2.TaskIndex:
-        """Read the user's index, to be changed. Raises FailedPreconditionError for an erased user's new task."""
-        if self._root is None:
-            item = await self._indexes.state.get(index_key(self._user_id))
-            self._root_item = item
-            self._root_before = item.value if item else b""
-            self._root = document_pb2.TaskIndex.FromString(self._root_before)
-        return self._root
-
     async def add(self, document: document_pb2.TaskDocument) -> None:
         """Enter an open task, new or reopened. Raises FailedPreconditionError (an erased user) and TooLargeError."""
-        root = await self.root()
+        root = self._root
         if root.HasField("erase_time"):
             raise FailedPreconditionError("the user has been erased", reason=error_reason_pb2.ERROR_REASON_USER_ERASED)
         if self._root_item is None:
@@ -109,15 +100,17 @@ class IndexChange:
 
     async def complete(self, document: document_pb2.TaskDocument) -> None:
         """Move a task from the open to the completed ones."""
+        root = self._root
+        await self._load((document.place.list, document.place.bucket), (COMPLETED, root.completed_bucket))
         await self.drop(document)
-        root = await self.root()
         root.completed_bucket = await self._append(document, COMPLETED, root.completed_bucket)
 
     async def bury(self, document: document_pb2.TaskDocument, tombstone: document_pb2.TaskDocument) -> None:
         """Move a task to the deleted ones."""
+        root = self._root
+        await self._load((document.place.list, document.place.bucket), (DELETED, root.deleted_bucket))
         await self.drop(document)
-        await self.wait(document.task.id, waits=False)
-        root = await self.root()
+        self.wait(document.task.id, waits=False)
         root.deleted_bucket = await self._append(tombstone, DELETED, root.deleted_bucket)
 
     async def replace(self, document: document_pb2.TaskDocument) -> None:
@@ -133,22 +126,22 @@ class IndexChange:
         bucket = await self._bucket(place.list, place.bucket)
         kept = [one for one in bucket.entries if one.task_id != document.task.id]
         if place.list == OPEN:
-            (await self.root()).open[place.bucket] -= len(bucket.entries) - len(kept)
+            self._root.open[place.bucket] -= len(bucket.entries) - len(kept)
         del bucket.entries[:]
         bucket.entries.extend(kept)
 
-    async def wait(self, task_id: str, *, waits: bool) -> None:
+    def wait(self, task_id: str, *, waits: bool) -> None:
         """Note that a completed task waits for its next occurrence, or does no longer."""
-        root = await self.root()
+        root = self._root
         if waits != (task_id in root.waiting):
             if waits:
                 root.waiting.append(task_id)
             else:
                 root.waiting.remove(task_id)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let nothing be created any more."""
-        root = await self.root()
+        root = self._root
         if not root.HasField("erase_time"):
             root.erase_time.CopyFrom(timestamp(datetime.now(UTC)))
 
@@ -165,15 +158,22 @@ class IndexChange:
         (await self._bucket(index_list, number)).entries.append(domain.entry(document))
 
     async def _bucket(self, index_list: int, number: int) -> document_pb2.IndexBucket:
-        if (index_list, number) not in self._buckets:
-            item = await self._indexes.state.get(bucket_key(self._user_id, index_list, number))
-            self._buckets[index_list, number] = (document_pb2.IndexBucket.FromString(item.value if item else b""), item)
+        await self._load((index_list, number))
         return self._buckets[index_list, number][0]
+
+    async def _load(self, *places: tuple[int, int]) -> None:
+        """Read buckets, together."""
+        missing = {place: bucket_key(self._user_id, *place) for place in places if place not in self._buckets}
+        keys = list(missing.values())
+        found = await self._indexes.state.get_many(keys, confirm=keys)
+        for place, key in missing.items():
+            item = found.get(key)
+            self._buckets[place] = (document_pb2.IndexBucket.FromString(item.value if item else b""), item)
 
     def operations(self) -> list[Put | Remove]:
         """Give the writes, for the commit."""
         planned: list[Put | Remove] = list(self._entering)
-        if self._root is not None and (self._root.SerializeToString() != self._root_before or self._root_item is None):
+        if self._root.SerializeToString() != self._root_before:
             planned += _write(index_key(self._user_id), self._root, self._root_item)
         for (index_list, number), (bucket, item) in self._buckets.items():
             ttl = TOMBSTONE_SECONDS if index_list == DELETED else 0

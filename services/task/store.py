@@ -113,21 +113,28 @@ class TaskStore:
         found = await self.state.get_many(keys, confirm=keys)
         return [document_pb2.TaskDocument.FromString(found[key].value) for key in keys if key in found]
 
-    async def change(self, user_id: str, task_id: str, request_id: str, body_hash: bytes, apply: Apply) -> bytes:
+    async def change(
+        self, user_id: str, task_id: str, request_id: str, body_hash: bytes, apply: Apply, *, new: bool = False
+    ) -> bytes:
         """Change a task and its place in the index, once for each request_id; give the serialized answer.
 
         `apply` gets the task, None if there is none, and gives a Draft, or an answer if there is nothing to do. It may
-        be called several times. Raises ConflictError, and what `apply` raises.
+        be called several times. `new`: the task is not expected to be there. Raises ConflictError, and what `apply`
+        raises.
         """
         key = task_key(user_id, task_id)
+        index = index_key(user_id)
         request_key = row_key(user_id, request_id) if request_id else ""
+        keys = [key, index, *([request_key] if request_id else [])]
+        # A new task that a broken bulk read hides is found out by the commit.
+        confirm = [index] if new else [index, key]
         # One user's changes meet in the index: in this process they follow each other.
-        async with self._alone(index_key(user_id)):
+        async with self._alone(index):
             for attempt in range(_ATTEMPTS):
-                found = await self.state.get_many([key, request_key] if request_id else [key], confirm=[key])
+                found = await self.state.get_many(keys, confirm=confirm)
                 if (answer := first_answer(found.get(request_key), body_hash)) is not None:
                     return answer
-                draft = await apply(_stored(found.get(key)), self.indexes.change(user_id))
+                draft = await apply(_stored(found.get(key)), self.indexes.change(user_id, found.get(index)))
                 if isinstance(draft, bytes):
                     return draft
                 operations = draft.index.operations()
@@ -150,8 +157,8 @@ class TaskStore:
         """Let a user, who is being erased, create nothing any more."""
         async with self._alone(index_key(user_id)):
             for attempt in range(_ATTEMPTS):
-                index = self.indexes.change(user_id)
-                await index.close()
+                index = self.indexes.change(user_id, await self.state.get(index_key(user_id)))
+                index.close()
                 if not (operations := index.operations()):
                     return
                 try:

@@ -56,7 +56,7 @@ class Writer:
             return Draft(answer, index, [Changed(document, "", payload)])
 
         digest = _hash("CreateTask", request)
-        given = await self._store.change(user_id, document.task.id, request.request_id, digest, apply)
+        given = await self._store.change(user_id, document.task.id, request.request_id, digest, apply, new=True)
         first = task_pb2.Task.FromString(given)
         document.task.id = first.id
         document.task.create_time.CopyFrom(first.create_time)
@@ -82,7 +82,7 @@ class Writer:
             now = domain.touch(document)
             await index.replace(document)
             if "recurrence" in changed and not document.task.HasField("recurrence"):
-                await index.wait(document.task.id, waits=False)
+                index.wait(document.task.id, waits=False)
             payload = event_pb2.TaskUpdatedEvent(**told(user_id, document), changed=changed)
             answer = api.UpdateTaskResponse(etag=str(document.revision), update_time=now).SerializeToString()
             return Draft(answer, index, [_changed(stored, document, payload)])
@@ -104,7 +104,7 @@ class Writer:
             task.status = task_pb2.TASK_STATUS_COMPLETED
             task.complete_time.CopyFrom(now)
             await index.complete(document)
-            await index.wait(task.id, waits=domain.waits_for_next(task))
+            index.wait(task.id, waits=domain.waits_for_next(task))
             payload = event_pb2.TaskCompletedEvent(**told(user_id, document))
             answer = api.CompleteTaskResponse(etag=str(document.revision), complete_time=now).SerializeToString()
             return Draft(answer, index, [_changed(stored, document, payload)])
@@ -127,7 +127,7 @@ class Writer:
             await index.drop(document)
             task.ClearField("complete_time")
             await index.add(document)
-            await index.wait(task.id, waits=False)
+            index.wait(task.id, waits=False)
             payload = event_pb2.TaskReopenedEvent(**told(user_id, document))
             answer = api.ReopenTaskResponse(etag=str(document.revision), update_time=now).SerializeToString()
             return Draft(answer, index, [_changed(stored, document, payload)])
@@ -166,7 +166,7 @@ class Writer:
             task = document.task
             wanted = task.status == task_pb2.TASK_STATUS_COMPLETED and domain.waits_for_next(task)
             if not wanted or not request.HasField("next"):
-                await index.wait(task.id, waits=False)
+                index.wait(task.id, waits=False)
                 answer = occurrence_service_pb2.ContinueSeriesResponse(next_task_id=task.series.next_task_id)
                 return Draft(answer.SerializeToString(), index)
             _check_etag(document, request.etag)
@@ -178,7 +178,7 @@ class Writer:
             domain.touch(document)
             await index.add(following)
             await index.replace(document)
-            await index.wait(task.id, waits=False)
+            index.wait(task.id, waits=False)
             created = event_pb2.TaskCreatedEvent(**told(user_id, following))
             updated = event_pb2.TaskUpdatedEvent(**told(user_id, document), changed=["next_task_id"])
             answer = occurrence_service_pb2.ContinueSeriesResponse(next_task_id=following.task.id, created=True)

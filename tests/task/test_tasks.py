@@ -51,12 +51,13 @@ async def test_a_new_task_is_there_at_once(tasker: Tasker) -> None:
 
 async def test_a_repeated_request_has_one_effect(tasker: Tasker) -> None:
     """Each mutation, repeated with its request_id, gives its first answer and has no second effect."""
-    first = await tasker("CreateTask", request_id="r-1", **_FULL)
-    assert await tasker("CreateTask", request_id="r-1", **_FULL) == first
+    fields = {name: value for name, value in _FULL.items() if name != "recurrence"}
+    first = await tasker("CreateTask", request_id="r-1", **fields)
+    assert await tasker("CreateTask", request_id="r-1", **fields) == first
     other = await refused(tasker("CreateTask", request_id="r-1", title="another"))
     assert (other.code, other.reason, other.fields) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED", ("request_id",))
     task_id = first.task.id
-    for number, (method, fields) in enumerate(
+    for number, (method, more) in enumerate(
         [
             ("UpdateTask", {"title": "renamed"}),
             ("CompleteTask", {"etag": "2"}),
@@ -64,8 +65,8 @@ async def test_a_repeated_request_has_one_effect(tasker: Tasker) -> None:
             ("DeleteTask", {}),
         ]
     ):
-        answer = await tasker(method, request_id=f"r-{method}", task_id=task_id, **fields)
-        assert await tasker(method, request_id=f"r-{method}", task_id=task_id, **fields) == answer
+        answer = await tasker(method, request_id=f"r-{method}", task_id=task_id, **more)
+        assert await tasker(method, request_id=f"r-{method}", task_id=task_id, **more) == answer
         if method != "DeleteTask":
             assert answer.etag == (await tasker.get(task_id)).etag == str(number + 2)
     assert await tasker.list() == []
