@@ -8,6 +8,7 @@ from gaggle.reminder.v1 import reminder_pb2
 from gaggle.reminder.v1 import reminder_service_pb2 as api
 from tests.conditions import eventually
 from tests.reminder.reminding import Reminding, ahead, at, before, moment, now, span, states
+from tests.task.tasking import told as task_told
 
 pytestmark = pytest.mark.mesh
 
@@ -32,7 +33,8 @@ async def test_a_tasks_reminder_fires_once_and_tells_what_of(reminding: Remindin
     assert told["reminder_id"] == fired.id
     assert told["due_at"] == fired.due_at.ToJsonString()
     assert told["remind_at"] == moment(due - timedelta(seconds=10)).ToJsonString()
-    assert told["trace"] == scheduled["trace"] != ""
+    (created,) = await task_told(reminding.mesh, reminding.user, task_id)
+    assert told["trace"] == scheduled["trace"] == created.metadata["traceparent"][3:35]
     assert "task_unchecked" not in told
     late = fired.fire_time.ToDatetime() - fired.remind_at.ToDatetime()
     assert timedelta(0) <= late < timedelta(seconds=3)

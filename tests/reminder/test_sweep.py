@@ -31,6 +31,10 @@ async def test_nothing_to_do(service: Assembled) -> None:
     service.clock.go(seconds=10)
     assert await service.sweep.once() == Findings()
     assert await service.fired(1) == ["t"]
+    counted = service.metrics
+    assert counted.scheduled._value.get() == counted.fired.labels("job")._value.get() == 1
+    assert counted.lateness._sum.get() == 0
+    assert counted.overdue._value.get() == 0
 
 
 async def test_overdue(service: Assembled) -> None:
@@ -40,6 +44,7 @@ async def test_overdue(service: Assembled) -> None:
     service.scheduler.jobs.clear()
     service.clock.go(minutes=4, seconds=5)
     assert await service.sweep.once() == Findings(overdue=1)
+    assert service.metrics.lateness._sum.get() == 5
     service.scheduler.jobs.update(jobs)
     await service.deliver(twice=True)
     assert await service.sweep.once() == Findings()
