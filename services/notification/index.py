@@ -142,4 +142,7 @@ class Parked:
 
     async def _index(self) -> tuple[document_pb2.ParkedIndex, Item | None]:
         item = await self._state.get(PARKED_KEY)
-        return (document_pb2.ParkedIndex.FromString(item.value) if item else document_pb2.ParkedIndex()), item
+        # From 1 on: an index of zeros would be no bytes at all, which no store takes.
+        return (
+            document_pb2.ParkedIndex.FromString(item.value) if item else document_pb2.ParkedIndex(first=1, last=1)
+        ), item
