@@ -232,7 +232,8 @@ async def test_parked_ones_are_listed_in_buckets(assembled: _Assembled, mail: Ma
     for number in range(110):
         await assembled.one.tell(f"n{number}")
     await assembled.one.work()
-    request, found = api.ListParkedRequest(page_size=10), []
+    request = api.ListParkedRequest(page_size=10)
+    found: list[Any] = []
     while True:
         page = await assembled.one.reader.parked(request)
         found += page.parked
