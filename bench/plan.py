@@ -7,7 +7,8 @@ LIST = "list50"
 APPEND = "append1"
 SESSIONS = "sessions1000"
 EVENT = "event"
-CASES = (LIST, APPEND, SESSIONS, EVENT)
+REMINDERS = "reminders1000"
+CASES = (LIST, APPEND, SESSIONS, EVENT, REMINDERS)
 
 GHZ = "ghz"
 PYTHON = "Python, in process"
@@ -37,6 +38,7 @@ _CALLERS = (1, 32)
 HISTORIES = (50, 1_000, 10_000)
 PEER_HISTORIES = (50, 1_000)
 SESSION_COUNT = 1_000
+REMINDER_COUNT = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,11 @@ class Pace:
     events: int
     """Appends whose event is awaited, in each of `rounds`."""
 
+    reminder_rounds: int
+    reminder_count: int
+    reminder_seconds: float
+    """Within which so many reminders come due, in each round of theirs."""
+
     budget_seconds: float
     """After so long no further round is begun: what was measured by then is the result."""
 
@@ -78,6 +85,9 @@ FULL = Pace(
     session_rounds=3,
     session_seconds=5.0,
     events=60,
+    reminder_rounds=1,
+    reminder_count=REMINDER_COUNT,
+    reminder_seconds=60.0,
     budget_seconds=600.0,
     pools={50: SESSION_COUNT, 1_000: 64, 10_000: 32},
 )
@@ -88,6 +98,9 @@ QUICK = Pace(
     session_rounds=1,
     session_seconds=2.0,
     events=30,
+    reminder_rounds=1,
+    reminder_count=100,
+    reminder_seconds=6.0,
     budget_seconds=90.0,
     pools={50: SESSION_COUNT, 1_000: 32, 10_000: 4},
 )
@@ -103,6 +116,7 @@ def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) 
 
 
 def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
+    yield Cell(REMINDERS, "gaggle", REMINDER_COUNT, 0)
     yield Cell(EVENT, "gaggle", 1, 50)
     for callers in _CALLERS:
         for history in HISTORIES:

@@ -96,12 +96,14 @@ class Worker:
 
 
 @contextlib.contextmanager
-def mesh(data: Path) -> Iterator[MeshDescription]:
-    """Start a mesh of the conversation service alone, and stop it."""
+def mesh(data: Path, services: Sequence[str] = ("conversation",)) -> Iterator[MeshDescription]:
+    """Start a mesh of the conversation service alone, or of these services, and stop it."""
     environment = {**os.environ, "GAGGLE_APP_ID_SUFFIX": os.environ.get("GAGGLE_APP_ID_SUFFIX", "-bench")}
     gaggle = [sys.executable, "-m", "cli.main"]
     place = ["--data", str(data)]
-    started = [*gaggle, "up", "--detach", *place, "--port-base", "0", "--only", "conversation"]
+    started = [*gaggle, "up", "--detach", *place, "--port-base", "0"]
+    for one in services:
+        started += ["--only", one]
     done = subprocess.run(
         [*started, "--owner-pid", str(os.getpid())],
         cwd=PROJECT_ROOT,
@@ -150,7 +152,7 @@ class BenchSidecar:
             f"--metrics-port={_port(self.metrics)}",
             "--metrics-listen-address=127.0.0.1",
             f"--resources-path={components}",
-            f"--config={mesh.data / 'configurations' / 'conversation.yaml'}",
+            f"--config={mesh.data / 'configurations' / f'{next(iter(mesh.services))}.yaml'}",
             "--max-body-size=16Mi",
             "--dapr-graceful-shutdown-seconds=2",
             "--log-level=info",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dapr.proto.common.v1 import common_pb2
 from dapr.proto.runtime.v1 import state_pb2
@@ -25,6 +26,7 @@ from bench.plan import (
     HISTORIES,
     LIST,
     PYTHON,
+    REMINDERS,
     SESSION_COUNT,
     SESSIONS,
     STUB,
@@ -47,6 +49,7 @@ _SERVICE = "gaggle.conversation.v1.ConversationService"
 _PREPARE_SECONDS = 180.0
 _MEASURE_SECONDS = 60.0
 _START_SECONDS = 30.0
+_REMINDERS_SECONDS = 240.0
 _RAW_KEYS = 64
 
 Tell = Callable[[str], None]
@@ -59,6 +62,11 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     events = [cell for cell in cells if cell.case == EVENT]
     sessions = [cell for cell in cells if cell.case == SESSIONS]
     loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
+    reminders = [cell for cell in cells if cell.case == REMINDERS]
+    if reminders:
+        _reminders(reminders, pace, tell, done, samples)
+    if len(reminders) == len(cells):
+        return samples
     with _stage(cells, pace, console, tell) as stage:
         began = time.monotonic()
 
@@ -88,6 +96,46 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
             rounds(sessions, pace.session_rounds)
             rounds(loops, pace.rounds)
     return samples
+
+
+def _reminders(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Cell], None], samples: Samples) -> None:
+    """Measure reminders, on a mesh of the services that they need, before all else. Raises Failed."""
+    with contextlib.ExitStack() as held:
+        work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
+        tell("starting the mesh of tasks and reminders")
+        started = held.enter_context(mesh(work / "mesh", ("task", "reminder")))
+        sidecar = BenchSidecar(started)
+        held.enter_context(sidecar.run(started, work))
+        spec = Spec(
+            database_url=started.database_url,
+            sidecar_grpc=sidecar.grpc,
+            sidecar_http=sidecar.http,
+            store=_STORE,
+            pubsub="pubsub",
+            service="",
+            token=sign_token(DataDirectory.at(started.data), "bench", ttl_seconds=24 * 3600),
+            document="",
+            pools={},
+            task=started.services["task"].address,
+            reminder=started.services["reminder"].address,
+        )
+        (work / "spec.json").write_text(json.dumps(asdict(spec)))
+        worker = _worker(held, work, Path(sys.executable), "reminders")
+        asked: dict[str, Any] = {"count": pace.reminder_count, "seconds": pace.reminder_seconds}
+        for number in range(1, pace.reminder_rounds + 1):
+            for cell in cells:
+                tell(f"round {number} of {pace.reminder_rounds}: {cell}")
+                answer = worker.ask("reminders", _REMINDERS_SECONDS, system="gaggle-reminders", **asked)
+                samples[cell].append(Round(**answer))
+                done(cell)
+
+
+def _worker(held: contextlib.ExitStack, work: Path, python: Path, name: str) -> Worker:
+    log = work / f"{name}.log"
+    command = [str(python), "-m", "bench.worker", str(work / "spec.json")]
+    # The generated code lies in gen/, which only an installed project has on its path.
+    environment = {"PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'gen'}"}
+    return Worker(held.enter_context(running(command, log, environment=environment, answers=True)), log)
 
 
 class _Stage:
@@ -127,14 +175,7 @@ class _Stage:
             pools={str(history): count for history, count in pace.pools.items()},
         )
         (work / "spec.json").write_text(json.dumps(asdict(spec)))
-        self._stub = self._worker(Path(sys.executable), "stub")
-
-    def _worker(self, python: Path, name: str) -> Worker:
-        log = self._work / f"{name}.log"
-        command = [str(python), "-m", "bench.worker", str(self._work / "spec.json")]
-        # The generated code lies in gen/, which only an installed project has on its path.
-        environment = {"PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'gen'}"}
-        return Worker(self._held.enter_context(running(command, log, environment=environment, answers=True)), log)
+        self._stub = _worker(held, work, Path(sys.executable), "stub")
 
     # -- preparing
 
@@ -152,7 +193,7 @@ class _Stage:
         if not in_process:
             return
         self._tell("starting the peers")
-        self._peers = self._worker(peers.interpreter(), "peers")
+        self._peers = _worker(self._held, self._work, peers.interpreter(), "peers")
         for system in in_process:
             for history in sorted({cell.history for cell in cells if cell.system == system}):
                 self._tell(f"writing histories of {history:,} for {system}")

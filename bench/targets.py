@@ -14,7 +14,7 @@ from typing import TypedDict
 from rich.console import Console
 from rich.table import Table
 
-from bench.plan import APPEND, EVENT, LIST, PEERS, SESSION_COUNT, SESSIONS
+from bench.plan import APPEND, EVENT, LIST, PEERS, REMINDER_COUNT, REMINDERS, SESSION_COUNT, SESSIONS
 
 RESULTS = Path(__file__).with_name("results") / "latest.json"
 _FLAT = 1.1
@@ -185,6 +185,13 @@ def checks(results: Results) -> list[Check]:
             for case in (LIST, APPEND)
         ),
         ("event from answer to subscriber: p50 in ms", lambda: p50(EVENT, "gaggle"), "<=", 10.0, False),
+        (
+            "1,000 reminders due within a minute, at their subscriber: p99 of lateness in ms",
+            lambda: p99(REMINDERS, "gaggle", REMINDER_COUNT, 0),
+            "<=",
+            100.0,
+            False,
+        ),
     ]
     return [Check(what, _known(compute), relation, limit, goal) for what, compute, relation, limit, goal in wanted]
 

@@ -23,6 +23,7 @@ _MODULES = {
     "openai-agents-sqlalchemy": "openai_sqlalchemy",
     "langgraph-postgres": "langgraph_postgres",
     "gaggle-python": "gaggle_stub",
+    "gaggle-reminders": "gaggle_reminders",
 }
 
 

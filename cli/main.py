@@ -12,6 +12,9 @@ from cli import audit, database, mesh_commands, token_command, tools
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
+from cli.notifications.commands import app as notifications_app
+from cli.reminders.commands import app as reminders_app
+from cli.tasks.commands import app as tasks_app
 
 app = typer.Typer(
     name="gaggle",
@@ -31,6 +34,9 @@ app.add_typer(database.app, name="db")
 app.add_typer(audit.app, name="audit")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(reminders_app, name="reminders")
+app.add_typer(notifications_app, name="notifications")
 demo_command.register(app)
 
 

@@ -33,6 +33,10 @@ class Spec:
     pools: dict[str, int]
     """Conversations of each history to append to."""
 
+    task: str = ""
+    reminder: str = ""
+    """Where the mesh has them: the task service and the reminder service themselves."""
+
 
 class Client(Protocol):
     """A system with histories of 50 and 1,000 messages: one to read from, several to append to."""

@@ -1,13 +1,14 @@
 """Starts the audit service."""
 
 from gaggle.audit.v1 import audit_service_pb2
+from services.audit.entities import EntityOwner
 from services.audit.erasing import Erasure
 from services.audit.handlers import LogWriter, TopicLog
 from services.audit.indexing import Indexer, IndexPace
 from services.audit.owner import ConversationOwner
 from services.audit.publishing import EventPublisher
 from services.audit.rebuilding import Rebuild
-from services.audit.reconciliation import Reconciliation
+from services.audit.reconciliation import EntityReconciliation, Pace, Reconciliation
 from services.audit.servicer import AUDIT_ACCESS, AuditServicer
 from services.audit.settings import AuditSettings
 from services.audit.store import AuditStore
@@ -31,21 +32,22 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         upkeep.logged(head)
 
     log = TopicLog(LogWriter(store, logged), store)
-    owner = ConversationOwner(
-        runtime.sidecar,
-        settings.sibling(settings.conversation_service),
-        # Not `runtime.tokens.issue`: the tokens are there once the service is ready.
-        lambda user_id: runtime.tokens.issue(user_id),  # noqa: PLW0108
-    )
+
+    def issue(user_id: str) -> str:
+        # The tokens are there once the service is ready.
+        return runtime.tokens.issue(user_id)
+
+    owner = ConversationOwner(runtime.sidecar, settings.sibling(settings.conversation_service), issue)
     pace = IndexPace(settings.index_poll_seconds, settings.index_concurrency, settings.index_lease_seconds)
     indexer = Indexer(store, owner, pace)
-    reconciliation = Reconciliation(
-        store,
-        owner,
-        holder=holder,
-        interval_seconds=settings.reconcile_interval_seconds,
-        grace_seconds=settings.reconcile_grace_seconds,
-    )
+    rounds = Pace(holder, settings.reconcile_interval_seconds, settings.reconcile_grace_seconds)
+    reconciliations: list[Reconciliation | EntityReconciliation] = [
+        Reconciliation(store, owner, rounds),
+        *(
+            EntityReconciliation(store, EntityOwner(runtime.sidecar, settings.sibling(one), issue), rounds)
+            for one in settings.entity_services
+        ),
+    ]
     erasure = Erasure(store, runtime.sidecar, pubsub=settings.pubsub, poll_seconds=settings.erasure_poll_seconds)
     servicer = AuditServicer(
         store,
@@ -68,7 +70,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         background=[
             tail.run,
             indexer.run,
-            reconciliation.run,
+            *(one.run for one in reconciliations),
             erasure.run,
             upkeep.renew_statistics,
             upkeep.refresh_hourly_counts,

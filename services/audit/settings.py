@@ -14,6 +14,9 @@ class AuditSettings(ServiceSettings):
     conversation_service: str = "conversation"
     """The service whose conversations are indexed and reconciled."""
 
+    entity_services: tuple[str, ...] = ("task", "reminder", "notification")
+    """The services whose other entities are reconciled."""
+
     bulk_max_messages: int = Field(default=200, ge=1)
     """How many events of a topic are delivered together at most."""
 

@@ -18,7 +18,6 @@ from services.conversation import domain
 from services.conversation.index import UserIndexes
 from services.conversation.store import (
     TOMBSTONE_SECONDS,
-    USER_BUCKETS,
     ConversationStore,
     expired,
     head_key,
@@ -35,6 +34,7 @@ from services.runtime.ids import new_id
 from services.runtime.outbox import Number
 from services.runtime.requests import TTL_SECONDS
 from services.runtime.state import CommitFailedError, Item, Put
+from services.runtime.users import USER_BUCKETS
 
 MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000

@@ -7,7 +7,7 @@ UNIMPLEMENTED: daprd takes the latter for success and the event would be gone.
 import base64
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -16,7 +16,8 @@ import structlog
 from google.protobuf import json_format
 
 from services.runtime.dapr import appcallback_pb2
-from services.runtime.errors import UnavailableError
+from services.runtime.errors import GaggleError, UnavailableError
+from services.runtime.jobs import JobEvent, JobHandler
 from services.runtime.telemetry import Metrics
 
 _log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Outcome(Enum):
 
 
 TopicHandler = Callable[[Sequence[TopicEvent]], Awaitable[Sequence[Outcome]]]
+BindingHandler = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,19 @@ class Subscription:
 class Callbacks:
     """Serves AppCallback, AppCallbackAlpha and AppCallbackHealthCheck."""
 
-    def __init__(self, pubsub: str, subscriptions: Sequence[Subscription], metrics: Metrics) -> None:
-        """`pubsub` stands where a subscription names none."""
+    def __init__(
+        self,
+        pubsub: str,
+        subscriptions: Sequence[Subscription],
+        metrics: Metrics,
+        *,
+        jobs: JobHandler | None = None,
+        bindings: Mapping[str, BindingHandler] | None = None,
+    ) -> None:
+        """`pubsub` stands where a subscription names none; `bindings` are input components by name."""
         self._pubsub = pubsub
+        self._jobs = jobs
+        self._bindings = dict(bindings or {})
         self._subscriptions = {(one.pubsub or pubsub, one.topic): one for one in subscriptions}
         self._metrics = metrics
         self.ready = False
@@ -101,7 +113,7 @@ class Callbacks:
 
     async def ListInputBindings(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Asked once, when the sidecar starts."""
-        return appcallback_pb2.ListInputBindingsResponse()
+        return appcallback_pb2.ListInputBindingsResponse(bindings=self._bindings)
 
     async def OnTopicEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """One event."""
@@ -139,13 +151,25 @@ class Callbacks:
         """Refuse invocation by Dapr's own envelope: callers use the contracts."""
         raise UnavailableError("invocation by envelope; call the gRPC method with metadata dapr-app-id")
 
-    async def OnBindingEvent(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        """No service has an input binding yet."""
-        raise UnavailableError("binding handler")
+    async def OnBindingEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """What an input binding brings."""
+        handler = self._bindings.get(request.name)
+        if handler is None or not self.ready:
+            raise UnavailableError(f"handler of binding {request.name}")
+        await handler(request.data)
+        return appcallback_pb2.BindingEventResponse()
 
-    async def OnJobEvent(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        """No service has jobs yet."""
-        raise UnavailableError("job handler")
+    async def OnJobEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """A job whose time has come."""
+        if self._jobs is None or not self.ready:
+            raise UnavailableError("handler of jobs")
+        try:
+            await self._jobs(JobEvent(request.name, request.data))
+        except GaggleError as error:
+            # daprd takes NOT_FOUND for success and the job would be gone, so all that fails looks alike to it.
+            _log.warning("job_put_off", job=request.name, error=str(error))
+            raise UnavailableError(f"job {request.name}") from error
+        return appcallback_pb2.JobEventResponse()
 
     OnJobEventAlpha1 = OnJobEvent
 

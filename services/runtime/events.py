@@ -6,7 +6,7 @@ path of a conversation and the protobuf library's JSON printer costs ten times a
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,34 +30,59 @@ class Change:
     traceparent: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """One of the events of a change, where the topic alone does not say what happened."""
+
+    topic: str
+    event_type: str
+    """What it is on that topic, for example "task.created"."""
+
+    data: Mapping[str, Any]
+    """The typed payload in proto3 JSON, in the spelling of its topic."""
+
+
 def build_events(
-    change: Change, payloads: Mapping[str, Mapping[str, Any]], *, id_prefix: str = ""
+    change: Change, payloads: Mapping[str, Mapping[str, Any]] | Sequence[Telling], *, id_prefix: str = ""
 ) -> list[document_pb2.OutboxEvent]:
     """Build the events of one change: topic to typed payload in proto3 JSON, published in that order.
 
-    Ids are derived from user, entity, incarnation, revision and part, so that building them again gives the same ones;
-    an entity that keeps no revisions needs an `id_prefix` of its own.
+    On a topic with events of several types each is given as a Telling. Ids are derived from user, entity, incarnation,
+    revision and part, so that building them again gives the same ones; an entity that keeps no revisions needs an
+    `id_prefix` of its own.
     """
     if not id_prefix:
         # Two users may have an entity of one id; a digest keeps the id short and the user's name out of it.
         owner = hashlib.blake2b(change.user_id.encode(), digest_size=6).hexdigest()
         id_prefix = f"{change.entity_type}.{owner}.{change.entity_id}.{change.incarnation}.{change.revision}"
     ordering_key = f"{change.entity_type}:{change.user_id}:{change.entity_id}"
+    told = payloads
+    if isinstance(told, Mapping):
+        told = [Telling(topic, topic, data) for topic, data in told.items()]
     events = []
-    for part, (topic, data) in enumerate(payloads.items(), start=1):
+    for part, one in enumerate(told, start=1):
         event_id = f"{id_prefix}.{part}"
-        body = envelope(change, topic, event_id, data, part=part, parts=len(payloads))
-        events.append(document_pb2.OutboxEvent(topic=topic, event_id=event_id, ordering_key=ordering_key, payload=body))
+        body = envelope(change, one.topic, event_id, one.data, event_type=one.event_type, part=part, parts=len(told))
+        events.append(
+            document_pb2.OutboxEvent(topic=one.topic, event_id=event_id, ordering_key=ordering_key, payload=body)
+        )
     return events
 
 
 def envelope(
-    change: Change, topic: str, event_id: str, data: Mapping[str, Any], *, part: int = 1, parts: int = 1
+    change: Change,
+    topic: str,
+    event_id: str,
+    data: Mapping[str, Any],
+    *,
+    event_type: str = "",
+    part: int = 1,
+    parts: int = 1,
 ) -> bytes:
-    """Write one event as JSON, in the spelling of its topic."""
+    """Write one event as JSON, in the spelling of its topic; `event_type` is the topic's name unless given."""
     fields: dict[str, Any] = {
         "eventId": event_id,
-        "eventType": topic,
+        "eventType": event_type or topic,
         "entityType": change.entity_type,
         "entityId": change.entity_id,
         "userId": change.user_id,

@@ -22,10 +22,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from pydantic import ValidationError
 
 from services.runtime.access import CALLBACK, CALLBACK_AT_START, PUBLIC, Access
-from services.runtime.callbacks import Callbacks, Subscription
+from services.runtime.callbacks import BindingHandler, Callbacks, Subscription
 from services.runtime.dapr import appcallback_pb2
 from services.runtime.errors import GaggleError
 from services.runtime.identity import ServiceTokens, TokenSigner, Verifier, jwks_url
+from services.runtime.jobs import JobHandler
 from services.runtime.outbox import CleanUpFunction, Outbox
 from services.runtime.pipeline import Pipeline
 from services.runtime.settings import ServiceSettings
@@ -75,6 +76,12 @@ class Wiring:
 
     servicers: Sequence[Exposed]
     subscriptions: Sequence[Subscription] = ()
+    jobs: JobHandler | None = None
+    """Takes this app's jobs."""
+
+    bindings: Mapping[str, BindingHandler] = field(default_factory=dict)
+    """Takes what input bindings bring, by the component's name."""
+
     start: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run in order, once the sidecar is ready and before calls are taken."""
 
@@ -172,7 +179,9 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         max_streams=settings.max_streams,
         call_timeout_seconds=settings.call_timeout_seconds,
     )
-    callbacks = Callbacks(settings.pubsub, wiring.subscriptions, runtime.metrics)
+    callbacks = Callbacks(
+        settings.pubsub, wiring.subscriptions, runtime.metrics, jobs=wiring.jobs, bindings=wiring.bindings
+    )
     server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
     address = f"{settings.host}:{settings.port}"
     try:

@@ -109,6 +109,14 @@ def parse_traceparent(header: str) -> TraceContext | None:
     return TraceContext(parts[1], parts[2], bool(flags & _SAMPLED)) if valid else None
 
 
+def join(traceparent: str) -> None:
+    """Go on, in the current context, with the trace of work that was put off; a header that is none changes nothing."""
+    parent = parse_traceparent(traceparent)
+    if parent is not None:
+        span_id = f"{random.getrandbits(64):016x}"
+        current_trace.set(TraceContext(parent.trace_id, span_id, parent.sampled))
+
+
 class Metrics:
     """The process's Prometheus metrics, in a registry of its own so that tests can have several."""
 

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from gaggle.audit.v1 import audit_service_pb2 as api
 from gaggle.common.v1 import event_pb2
 from services.audit.erasing import Erasure
-from services.audit.reconciliation import Reconciliation
+from services.audit.reconciliation import Pace, Reconciliation
 from services.runtime import topics
 from services.runtime.callbacks import TopicEvent
 from services.runtime.errors import UnavailableError
@@ -388,7 +388,7 @@ async def test_lost_events_are_asked_for_again(served: Served) -> None:
     user_id = fresh_user()
     served.owner.texts[user_id, "c5"] = ["a", "b", "c"]
     await served.take(topics.MESSAGE_RECEIVED, _append(user_id, "c5", 2, 1))
-    reconciliation = Reconciliation(served.store, served.owner, holder="here", interval_seconds=1, grace_seconds=0)
+    reconciliation = Reconciliation(served.store, served.owner, Pace("here", interval_seconds=1, grace_seconds=0))
 
     async def asked() -> list[tuple[str, int, int]]:
         served.owner.republished.clear()

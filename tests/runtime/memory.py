@@ -66,6 +66,8 @@ class MemoryState:
             return
         if one.create and held is not None:
             raise CommitFailedError(None)
+        if not one.value:
+            raise ValueError(f"an empty value for {one.key}")
         self._versions += 1
         self.items[one.key] = Item(one.value, str(self._versions))
 

@@ -10,7 +10,8 @@ from dapr.proto.runtime.v1 import appcallback_pb2
 from google.protobuf import empty_pb2
 
 from services.runtime.callbacks import BulkOptions, Callbacks, Outcome, Subscription, TopicEvent
-from services.runtime.errors import UnavailableError
+from services.runtime.errors import NotFoundError, UnavailableError
+from services.runtime.jobs import JobEvent
 from services.runtime.telemetry import Metrics
 from tests.runtime.serving import APP_TOKEN, Served, refused
 
@@ -173,3 +174,46 @@ async def test_forms_on_the_wire(entry: Any, expected: tuple[Any, ...]) -> None:
         assert json.loads(event.data) == data
     elif raw:
         assert event.data == entry.bytes
+
+
+async def test_jobs_and_bindings_reach_their_handlers() -> None:
+    """A job comes with its name and data, by either name of the method; a binding with its data, if it is listed."""
+    jobs: list[JobEvent] = []
+    ticks: list[bytes] = []
+
+    async def take(event: JobEvent) -> None:
+        jobs.append(event)
+
+    async def tick(data: bytes) -> None:
+        ticks.append(data)
+
+    callbacks = Callbacks("pubsub", (), Metrics(), jobs=take, bindings={"cron": tick})
+    listed = await callbacks.ListInputBindings(empty_pb2.Empty(), _CONTEXT)
+    assert list(listed.bindings) == ["cron"]
+    request = appcallback_pb2.JobEventRequest(name="j")
+    request.data.Pack(empty_pb2.Empty())
+    binding = appcallback_pb2.BindingEventRequest(name="cron", data=b"x")
+    with pytest.raises(UnavailableError):
+        await callbacks.OnJobEvent(request, _CONTEXT)
+    with pytest.raises(UnavailableError):
+        await callbacks.OnBindingEvent(binding, _CONTEXT)
+    callbacks.ready = True
+    await callbacks.OnJobEvent(request, _CONTEXT)
+    await callbacks.OnJobEventAlpha1(request, _CONTEXT)
+    await callbacks.OnBindingEvent(binding, _CONTEXT)
+    with pytest.raises(UnavailableError):
+        await callbacks.OnBindingEvent(appcallback_pb2.BindingEventRequest(name="other"), _CONTEXT)
+    assert [(one.name, one.data.Is(empty_pb2.Empty.DESCRIPTOR)) for one in jobs] == [("j", True), ("j", True)]
+    assert ticks == [b"x"]
+
+
+async def test_a_job_that_fails_is_delivered_again() -> None:
+    """Whatever the handler says, the sidecar hears UNAVAILABLE: it takes NOT_FOUND for success, and the job is gone."""
+
+    async def take(_event: JobEvent) -> None:
+        raise NotFoundError("task", "t")
+
+    callbacks = Callbacks("pubsub", (), Metrics(), jobs=take)
+    callbacks.ready = True
+    with pytest.raises(UnavailableError):
+        await callbacks.OnJobEvent(appcallback_pb2.JobEventRequest(name="j"), _CONTEXT)

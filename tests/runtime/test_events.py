@@ -15,7 +15,7 @@ from gaggle.conversation.v1 import event_pb2 as conversation_events
 from gaggle.conversation.v1 import message_pb2
 from services.conversation.writing import _appended
 from services.runtime import topics
-from services.runtime.events import Change, build_events, envelope, json_time
+from services.runtime.events import Change, Telling, build_events, envelope, json_time
 
 _TIME = datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 _CHANGE = Change("conversation", "c1", "ann", 7, 3, _TIME, traceparent="00-1-2-01")
@@ -90,6 +90,16 @@ def test_events_of_one_change() -> None:
     assert [one.event_id for one in built] == [one.event_id for one in parsed]
     assert len({one.ordering_key for one in built}) == 1
     assert _build(_CHANGE) == built
+
+
+def test_a_topic_with_several_types() -> None:
+    """Two events of one change may share a topic; each says what happened, under an id of its own."""
+    told = [Telling(topics.TASK_EVENTS, kind, {"task_id": "t"}) for kind in ("task.created", "task.updated")]
+    built = build_events(_CHANGE, told)
+    parsed = [json_format.Parse(one.payload, event_pb2.Event()) for one in built]
+    assert [(one.event_type, one.part, one.parts) for one in parsed] == [("task.created", 1, 2), ("task.updated", 2, 2)]
+    assert {one.topic for one in built} == {topics.TASK_EVENTS}
+    assert len({one.event_id for one in built}) == len(built)
 
 
 @pytest.mark.parametrize(

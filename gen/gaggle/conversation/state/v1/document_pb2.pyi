@@ -530,7 +530,7 @@ Global___IndexEntry: _TypeAlias = IndexEntry  # noqa: Y015
 
 @_typing.final
 class UserBucket(_message.Message):
-    """The users whose ids hash here."""
+    """As it was before gaggle.runtime.state.v1.UserBucket, which reads the same bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,1 @@
+"""Tells users: an inbox, e-mail, webhooks."""

@@ -1,0 +1,1 @@
+"""The next occurrence of recurring tasks."""

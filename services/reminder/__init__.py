@@ -1,0 +1,1 @@
+"""Reminds of tasks, on Dapr's Jobs API."""
