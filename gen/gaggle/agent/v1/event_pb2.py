@@ -26,21 +26,21 @@ from gaggle.agent.v1 import session_pb2 as gaggle_dot_agent_dot_v1_dot_session__
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgaggle/agent/v1/event.proto\x12\x0fgaggle.agent.v1\x1a\x1dgaggle/agent/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x11ToolExecutedEvent\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x11\n\ttool_name\x18\x05 \x01(\t\x12\x11\n\textension\x18\x06 \x01(\t\x12-\n\x07outcome\x18\x07 \x01(\x0e\x32\x1c.gaggle.agent.v1.ToolOutcome\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\r\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresult_size\x18\n \x01(\r\x12\x14\n\x0c\x65rror_reason\x18\x0b \x01(\t\"@\n\x13SessionStartedEvent\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\"b\n\x13SessionUpdatedEvent\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\t\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\"M\n\x11SessionEndedEvent\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.gaggle.agent.v1.Session*\xb0\x01\n\x0bToolOutcome\x12\x1c\n\x18TOOL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16TOOL_OUTCOME_SUCCEEDED\x10\x01\x12\x1b\n\x17TOOL_OUTCOME_TOOL_ERROR\x10\x02\x12\x17\n\x13TOOL_OUTCOME_FAILED\x10\x03\x12\x17\n\x13TOOL_OUTCOME_DENIED\x10\x04\x12\x18\n\x14TOOL_OUTCOME_EXPIRED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgaggle/agent/v1/event.proto\x12\x0fgaggle.agent.v1\x1a\x1dgaggle/agent/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x11ToolExecutedEvent\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x11\n\ttool_name\x18\x05 \x01(\t\x12\x11\n\textension\x18\x06 \x01(\t\x12-\n\x07outcome\x18\x07 \x01(\x0e\x32\x1c.gaggle.agent.v1.ToolOutcome\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\r\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresult_size\x18\n \x01(\r\x12\x14\n\x0c\x65rror_reason\x18\x0b \x01(\t\"g\n\x13SessionStartedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12)\n\x07session\x18\x03 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\"\x89\x01\n\x13SessionUpdatedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12)\n\x07session\x18\x03 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\x12\x0f\n\x07\x63hanged\x18\x04 \x03(\t\x12\x0f\n\x07turn_id\x18\x05 \x01(\t\"t\n\x11SessionEndedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12)\n\x07session\x18\x03 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t*\xb0\x01\n\x0bToolOutcome\x12\x1c\n\x18TOOL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16TOOL_OUTCOME_SUCCEEDED\x10\x01\x12\x1b\n\x17TOOL_OUTCOME_TOOL_ERROR\x10\x02\x12\x17\n\x13TOOL_OUTCOME_FAILED\x10\x03\x12\x17\n\x13TOOL_OUTCOME_DENIED\x10\x04\x12\x18\n\x14TOOL_OUTCOME_EXPIRED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaggle.agent.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLOUTCOME']._serialized_start=656
-  _globals['_TOOLOUTCOME']._serialized_end=832
+  _globals['_TOOLOUTCOME']._serialized_start=774
+  _globals['_TOOLOUTCOME']._serialized_end=950
   _globals['_TOOLEXECUTEDEVENT']._serialized_start=113
   _globals['_TOOLEXECUTEDEVENT']._serialized_end=408
   _globals['_SESSIONSTARTEDEVENT']._serialized_start=410
-  _globals['_SESSIONSTARTEDEVENT']._serialized_end=474
-  _globals['_SESSIONUPDATEDEVENT']._serialized_start=476
-  _globals['_SESSIONUPDATEDEVENT']._serialized_end=574
-  _globals['_SESSIONENDEDEVENT']._serialized_start=576
-  _globals['_SESSIONENDEDEVENT']._serialized_end=653
+  _globals['_SESSIONSTARTEDEVENT']._serialized_end=513
+  _globals['_SESSIONUPDATEDEVENT']._serialized_start=516
+  _globals['_SESSIONUPDATEDEVENT']._serialized_end=653
+  _globals['_SESSIONENDEDEVENT']._serialized_start=655
+  _globals['_SESSIONENDEDEVENT']._serialized_end=771
 # @@protoc_insertion_point(module_scope)

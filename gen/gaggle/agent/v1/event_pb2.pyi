@@ -107,21 +107,27 @@ Global___ToolExecutedEvent: _TypeAlias = ToolExecutedEvent  # noqa: Y015
 
 @_typing.final
 class SessionStartedEvent(_message.Message):
-    """The `data` of goose.agent.session.started."""
+    """The `data` of goose.agent.session.started. The system prompt is not told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    conversation_id: _builtins.str
     @_builtins.property
     def session(self) -> _session_pb2.Session: ...
     def __init__(
         self,
         *,
+        name: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
         session: _session_pb2.Session | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "name", b"name", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -129,31 +135,39 @@ Global___SessionStartedEvent: _TypeAlias = SessionStartedEvent  # noqa: Y015
 
 @_typing.final
 class SessionUpdatedEvent(_message.Message):
-    """The `data` of goose.agent.session.updated: a turn was counted, or name, settings or metadata changed."""
+    """The `data` of goose.agent.session.updated: a turn was counted, or something was changed by a caller. The system
+    prompt is not told.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CHANGED_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
     TURN_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    conversation_id: _builtins.str
     turn_id: _builtins.str
     """The turn that was counted."""
+    @_builtins.property
+    def session(self) -> _session_pb2.Session: ...
     @_builtins.property
     def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which of "usage", "name", "settings", "metadata", "conversation" changed."""
 
-    @_builtins.property
-    def session(self) -> _session_pb2.Session: ...
     def __init__(
         self,
         *,
-        changed: _abc.Iterable[_builtins.str] | None = ...,
+        name: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
         session: _session_pb2.Session | None = ...,
+        changed: _abc.Iterable[_builtins.str] | None = ...,
         turn_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "session", b"session", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "conversation_id", b"conversation_id", "name", b"name", "session", b"session", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,8 +179,12 @@ class SessionEndedEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    conversation_id: _builtins.str
     cause: _builtins.str
     """"ended" by a caller, "erased" with its user."""
     @_builtins.property
@@ -176,12 +194,14 @@ class SessionEndedEvent(_message.Message):
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        name: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
         session: _session_pb2.Session | None = ...,
+        cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "conversation_id", b"conversation_id", "name", b"name", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
