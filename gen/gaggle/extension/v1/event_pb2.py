@@ -26,25 +26,23 @@ from gaggle.extension.v1 import extension_pb2 as gaggle_dot_extension_dot_v1_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgaggle/extension/v1/event.proto\x12\x13gaggle.extension.v1\x1a#gaggle/extension/v1/extension.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n\x10\x45xtensionSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\"T\n\x18\x45xtensionRegisteredEvent\x12\x38\n\textension\x18\x01 \x01(\x0b\x32%.gaggle.extension.v1.ExtensionSummary\"b\n\x15\x45xtensionUpdatedEvent\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\t\x12\x38\n\textension\x18\x02 \x01(\x0b\x32%.gaggle.extension.v1.ExtensionSummary\"&\n\x15\x45xtensionDeletedEvent\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"\xa7\x01\n\x14\x45xtensionLoadedEvent\x12\x38\n\textension\x18\x01 \x01(\x0b\x32%.gaggle.extension.v1.ExtensionSummary\x12/\n\x06server\x18\x02 \x01(\x0b\x32\x1f.gaggle.extension.v1.ServerInfo\x12\x12\n\ntool_count\x18\x03 \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\r\"a\n\x16\x45xtensionUnloadedEvent\x12\x38\n\textension\x18\x01 \x01(\x0b\x32%.gaggle.extension.v1.ExtensionSummary\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"\xa0\x01\n\x13\x45xtensionErrorEvent\x12\x38\n\textension\x18\x01 \x01(\x0b\x32%.gaggle.extension.v1.ExtensionSummary\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\r\x12.\n\nretry_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgaggle/extension/v1/event.proto\x12\x13gaggle.extension.v1\x1a#gaggle/extension/v1/extension.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"y\n\x18\x45xtensionRegisteredEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\"\x87\x01\n\x15\x45xtensionUpdatedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\x0f\n\x07\x63hanged\x18\x07 \x03(\t\"\x85\x01\n\x15\x45xtensionDeletedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\"\xcc\x01\n\x14\x45xtensionLoadedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12/\n\x06server\x18\x07 \x01(\x0b\x32\x1f.gaggle.extension.v1.ServerInfo\x12\x12\n\ntool_count\x18\x08 \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\t \x01(\r\"\x86\x01\n\x16\x45xtensionUnloadedEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\"\xc5\x01\n\x13\x45xtensionErrorEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x08 \x01(\r\x12.\n\nretry_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaggle.extension.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXTENSIONSUMMARY']._serialized_start=126
-  _globals['_EXTENSIONSUMMARY']._serialized_end=239
-  _globals['_EXTENSIONREGISTEREDEVENT']._serialized_start=241
-  _globals['_EXTENSIONREGISTEREDEVENT']._serialized_end=325
-  _globals['_EXTENSIONUPDATEDEVENT']._serialized_start=327
-  _globals['_EXTENSIONUPDATEDEVENT']._serialized_end=425
-  _globals['_EXTENSIONDELETEDEVENT']._serialized_start=427
-  _globals['_EXTENSIONDELETEDEVENT']._serialized_end=465
-  _globals['_EXTENSIONLOADEDEVENT']._serialized_start=468
-  _globals['_EXTENSIONLOADEDEVENT']._serialized_end=635
-  _globals['_EXTENSIONUNLOADEDEVENT']._serialized_start=637
-  _globals['_EXTENSIONUNLOADEDEVENT']._serialized_end=734
-  _globals['_EXTENSIONERROREVENT']._serialized_start=737
-  _globals['_EXTENSIONERROREVENT']._serialized_end=897
+  _globals['_EXTENSIONREGISTEREDEVENT']._serialized_start=126
+  _globals['_EXTENSIONREGISTEREDEVENT']._serialized_end=247
+  _globals['_EXTENSIONUPDATEDEVENT']._serialized_start=250
+  _globals['_EXTENSIONUPDATEDEVENT']._serialized_end=385
+  _globals['_EXTENSIONDELETEDEVENT']._serialized_start=388
+  _globals['_EXTENSIONDELETEDEVENT']._serialized_end=521
+  _globals['_EXTENSIONLOADEDEVENT']._serialized_start=524
+  _globals['_EXTENSIONLOADEDEVENT']._serialized_end=728
+  _globals['_EXTENSIONUNLOADEDEVENT']._serialized_start=731
+  _globals['_EXTENSIONUNLOADEDEVENT']._serialized_end=865
+  _globals['_EXTENSIONERROREVENT']._serialized_start=868
+  _globals['_EXTENSIONERROREVENT']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -21,13 +21,14 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class ExtensionSummary(_message.Message):
-    """Events name what an extension is, never its environment, headers, arguments or code.
+class ExtensionRegisteredEvent(_message.Message):
+    """Events name what an extension is, never its environment, headers, arguments or code. Fields 1 to 6 are the same in
+    all of them, as they are after the change; `type` is goose's tag: "stdio", "streamable_http", ...
 
     The entity is the extension as one user has it. A shared extension's registration is told with an empty user id;
     that a user has loaded it is told under that user's id, with revisions of its own.
 
-    What the events below have in common.
+    The `data` of goose.extension.registered.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -41,7 +42,6 @@ class ExtensionSummary(_message.Message):
     name: _builtins.str
     key: _builtins.str
     type: _builtins.str
-    """goose's tag: "stdio", "streamable_http", ..."""
     description: _builtins.str
     enabled: _builtins.bool
     shared: _builtins.bool
@@ -61,28 +61,6 @@ class ExtensionSummary(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExtensionSummary: _TypeAlias = ExtensionSummary  # noqa: Y015
-
-@_typing.final
-class ExtensionRegisteredEvent(_message.Message):
-    """The `data` of goose.extension.registered."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EXTENSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def extension(self) -> Global___ExtensionSummary: ...
-    def __init__(
-        self,
-        *,
-        extension: Global___ExtensionSummary | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
 Global___ExtensionRegisteredEvent: _TypeAlias = ExtensionRegisteredEvent  # noqa: Y015
 
 @_typing.final
@@ -91,25 +69,37 @@ class ExtensionUpdatedEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    type: _builtins.str
+    description: _builtins.str
+    enabled: _builtins.bool
+    shared: _builtins.bool
     @_builtins.property
     def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which of "enabled", "config" changed."""
 
-    @_builtins.property
-    def extension(self) -> Global___ExtensionSummary:
-        """As it is now."""
-
     def __init__(
         self,
         *,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
         changed: _abc.Iterable[_builtins.str] | None = ...,
-        extension: Global___ExtensionSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "extension", b"extension"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "description", b"description", "enabled", b"enabled", "key", b"key", "name", b"name", "shared", b"shared", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,17 +111,35 @@ class ExtensionDeletedEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    type: _builtins.str
+    description: _builtins.str
+    enabled: _builtins.bool
+    shared: _builtins.bool
     cause: _builtins.str
     """"deleted" by a caller, "erased" with its user."""
     def __init__(
         self,
         *,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
         cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "description", b"description", "enabled", b"enabled", "key", b"key", "name", b"name", "shared", b"shared", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,28 +151,44 @@ class ExtensionLoadedEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     SERVER_FIELD_NUMBER: _builtins.int
     TOOL_COUNT_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    type: _builtins.str
+    description: _builtins.str
+    enabled: _builtins.bool
+    shared: _builtins.bool
     tool_count: _builtins.int
     failures: _builtins.int
-    """It had died, so many times in a row."""
+    """It had died so many times in a row; 0: a caller loaded it."""
     @_builtins.property
-    def extension(self) -> Global___ExtensionSummary: ...
-    @_builtins.property
-    def server(self) -> _extension_pb2.ServerInfo: ...
+    def server(self) -> _extension_pb2.ServerInfo:
+        """As it introduced itself; without its instructions."""
+
     def __init__(
         self,
         *,
-        extension: Global___ExtensionSummary | None = ...,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
         server: _extension_pb2.ServerInfo | None = ...,
         tool_count: _builtins.int = ...,
         failures: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension", "server", b"server"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension", "failures", b"failures", "server", b"server", "tool_count", b"tool_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "enabled", b"enabled", "failures", b"failures", "key", b"key", "name", b"name", "server", b"server", "shared", b"shared", "tool_count", b"tool_count", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,21 +200,35 @@ class ExtensionUnloadedEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    type: _builtins.str
+    description: _builtins.str
+    enabled: _builtins.bool
+    shared: _builtins.bool
     cause: _builtins.str
     """"unloaded" by a caller, "disabled", "deleted", "erased"."""
-    @_builtins.property
-    def extension(self) -> Global___ExtensionSummary: ...
     def __init__(
         self,
         *,
-        extension: Global___ExtensionSummary | None = ...,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
         cause: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "extension", b"extension"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "description", b"description", "enabled", b"enabled", "key", b"key", "name", b"name", "shared", b"shared", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,16 +240,25 @@ class ExtensionErrorEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    type: _builtins.str
+    description: _builtins.str
+    enabled: _builtins.bool
+    shared: _builtins.bool
     error: _builtins.str
     """At most 1 KiB."""
     failures: _builtins.int
     """Deaths in a row, this one counted."""
-    @_builtins.property
-    def extension(self) -> Global___ExtensionSummary: ...
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
         """When it is started again. Absent: it is left alone."""
@@ -219,14 +266,19 @@ class ExtensionErrorEvent(_message.Message):
     def __init__(
         self,
         *,
-        extension: Global___ExtensionSummary | None = ...,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
         error: _builtins.str = ...,
         failures: _builtins.int = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension", "retry_time", b"retry_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "extension", b"extension", "failures", b"failures", "retry_time", b"retry_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "enabled", b"enabled", "error", b"error", "failures", b"failures", "key", b"key", "name", b"name", "retry_time", b"retry_time", "shared", b"shared", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
