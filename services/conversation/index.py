@@ -13,13 +13,11 @@ from gaggle.conversation.state.v1 import document_pb2
 from services.conversation.store import (
     INDEX_BUCKET_ENTRIES,
     TOMBSTONE_SECONDS,
-    USER_BUCKETS,
     index_key,
-    user_bucket,
-    users_key,
 )
 from services.runtime.errors import FailedPreconditionError
 from services.runtime.state import Item, Put, StateStore
+from services.runtime.users import Users
 
 
 class UserIndexes:
@@ -28,6 +26,7 @@ class UserIndexes:
     def __init__(self, state: StateStore) -> None:
         """`state` is the service's store."""
         self._state = state
+        self.users = Users(state)
 
     @staticmethod
     def key(user_id: str) -> str:
@@ -44,7 +43,7 @@ class UserIndexes:
         index, item = await self.read(user_id)
         if index.HasField("erase_time"):
             raise FailedPreconditionError("the user has been erased", reason=error_reason_pb2.ERROR_REASON_USER_ERASED)
-        puts = [] if item else await self._entering(user_id)
+        puts = [] if item else await self.users.entering(user_id)
         if len(index.entries) >= INDEX_BUCKET_ENTRIES:
             limit = datetime.now(UTC) - timedelta(seconds=TOMBSTONE_SECONDS)
             kept = [
@@ -64,15 +63,6 @@ class UserIndexes:
         )
         puts.append(_put(index_key(user_id), index.SerializeToString(), item))
         return index.buckets, puts
-
-    async def _entering(self, user_id: str) -> list[Put]:
-        key = users_key(user_bucket(user_id))
-        item = await self._state.get(key)
-        document = document_pb2.UserBucket.FromString(item.value) if item else document_pb2.UserBucket()
-        if user_id in document.user_ids:
-            return []
-        document.user_ids.append(user_id)
-        return [_put(key, document.SerializeToString(), item)]
 
     async def removing(self, user_id: str, tombstone: document_pb2.Head) -> list[Put]:
         """Plan to mark an entry as deleted."""
@@ -120,17 +110,6 @@ class UserIndexes:
             for place in range(start, -1, -1):
                 yield current, place, entries[place]
             current, position = current - 1, None
-
-    async def users(self, bucket: int) -> list[str]:
-        """Give the users of one of the 256 documents."""
-        item = await self._state.get(users_key(bucket))
-        return list(document_pb2.UserBucket.FromString(item.value).user_ids) if item else []
-
-    async def all_users(self) -> AsyncIterator[str]:
-        """Walk all users there are."""
-        for bucket in range(USER_BUCKETS):
-            for user_id in await self.users(bucket):
-                yield user_id
 
 
 def _put(key: str, value: bytes, item: Item | None) -> Put:

@@ -18,7 +18,6 @@ from services.conversation import domain
 from services.conversation.index import UserIndexes
 from services.conversation.store import (
     TOMBSTONE_SECONDS,
-    USER_BUCKETS,
     ConversationStore,
     expired,
     head_key,
@@ -35,6 +34,7 @@ from services.runtime.ids import new_id
 from services.runtime.outbox import Number
 from services.runtime.requests import TTL_SECONDS
 from services.runtime.state import CommitFailedError, Item, Put
+from services.runtime.users import USER_BUCKETS
 
 MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000
@@ -62,7 +62,7 @@ class Owner:
         bucket = int(paging.decode(request.page_token, "ListUsers").get("k", 0))
         response = owner_api.ListUsersResponse()
         while bucket < USER_BUCKETS and len(response.user_ids) < size:
-            response.user_ids.extend(await self._indexes.users(bucket))
+            response.user_ids.extend(await self._indexes.users.of(bucket))
             bucket += 1
         if bucket < USER_BUCKETS:
             response.next_page_token = paging.encode({"k": bucket}, "ListUsers")
@@ -132,7 +132,7 @@ class Owner:
     async def sweep(self) -> int:
         """Delete what is past its time to live, as a caller would; gives how many."""
         deleted = 0
-        async for user_id in self._indexes.all_users():
+        async for user_id in self._indexes.users.all():
             async for _, _, entry in self._indexes.newest_first(user_id):
                 if not entry.expires or entry.HasField("delete_time"):
                     continue

@@ -12,7 +12,7 @@ from services.conversation import domain, validation
 from services.conversation.owning import Owner
 from services.conversation.reading import Reader
 from services.conversation.store import ConversationStore
-from services.conversation.validation import Violations, named
+from services.conversation.validation import named
 from services.conversation.watching import Watcher
 from services.conversation.writing import Writer
 from services.runtime.access import Access, only, user_or
@@ -20,6 +20,7 @@ from services.runtime.errors import PermissionDeniedError
 from services.runtime.identity import Caller, current_caller
 from services.runtime.invocation import Peer
 from services.runtime.requests import valid_id
+from services.runtime.validation import Violations
 
 _WORKERS = ("agent", "recipe")
 

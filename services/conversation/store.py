@@ -7,7 +7,6 @@ with the ETag just read. docs/state.md lists every key.
 import asyncio
 import random
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +31,6 @@ from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import Item, Put, Remove, StateStore
 
-USER_BUCKETS = 256
 INDEX_BUCKET_ENTRIES = 256
 TOMBSTONE_SECONDS = 7 * 24 * 3600
 PAGE_CLEAN_UP = "conversation.pages"
@@ -69,16 +67,6 @@ def lineage_key(user_id: str, lineage_id: str) -> str:
 def index_key(user_id: str, bucket: int | None = None) -> str:
     """Key of a user's index: the newest entries, or a bucket of 256 older ones."""
     return f"chats:{user_part(user_id)}" + ("" if bucket is None else f":b{bucket}")
-
-
-def user_bucket(user_id: str) -> int:
-    """Which of the 256 user documents names this user."""
-    return zlib.crc32(user_id.encode()) % USER_BUCKETS
-
-
-def users_key(bucket: int) -> str:
-    """Key of a user document."""
-    return f"users:{bucket}"
 
 
 @dataclass(frozen=True, slots=True)

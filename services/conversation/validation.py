@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from gaggle.conversation.v1 import conversation_pb2, conversation_service_pb2, message_pb2
-from services.runtime.errors import InvalidArgumentError, TooLargeError
-from services.runtime.requests import valid_id
+from services.runtime.errors import TooLargeError
+from services.runtime.validation import Violations
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_APPEND_BYTES = 3 * 1024 * 1024
@@ -19,32 +19,6 @@ MAX_SUMMARY_BYTES = 256 * 1024
 MAX_RETAINED_MESSAGES = 1_000_000
 MIN_TTL_SECONDS = 60
 MAX_TTL_SECONDS = 10 * 366 * 24 * 3600
-ID_RULE = "must match [A-Za-z0-9._-]{1,64}"
-
-
-class Violations:
-    """Collects what is wrong with a request, field by field."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.found: dict[str, str] = {}
-
-    def check(self, *, ok: bool, field: str, what: str) -> None:
-        """Note a violation unless `ok`."""
-        if not ok:
-            self.found.setdefault(field, what)
-
-    def id(self, field: str, value: str, *, required: bool) -> None:
-        """Check an id of the caller's own."""
-        if not value:
-            self.check(ok=not required, field=field, what="must be set")
-        else:
-            self.check(ok=valid_id(value), field=field, what=ID_RULE)
-
-    def raise_if_any(self) -> None:
-        """Raise InvalidArgumentError with all that was found."""
-        if self.found:
-            raise InvalidArgumentError(self.found)
 
 
 def named(conversation_id: str, request_id: str = "") -> Violations:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from gaggle.extension.v1 import extension_pb2 as _extension_pb2
+from gaggle.runtime.state.v1 import document_pb2 as _document_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -47,7 +48,7 @@ class Head(_message.Message):
     @_builtins.property
     def connection(self) -> _extension_pb2.Connection: ...
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventReference]:
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_document_pb2.EventReference]:
         """Which outbox row tells of each of the newest revisions; at most 256."""
 
     @_builtins.property
@@ -62,7 +63,7 @@ class Head(_message.Message):
         connection: _extension_pb2.Connection | None = ...,
         revision: _builtins.int = ...,
         incarnation: _builtins.int = ...,
-        events: _abc.Iterable[Global___EventReference] | None = ...,
+        events: _abc.Iterable[_document_pb2.EventReference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "delete_time", b"delete_time", "registration", b"registration"]  # noqa: Y015
@@ -113,34 +114,6 @@ class Registration(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Registration: _TypeAlias = Registration  # noqa: Y015
-
-@_typing.final
-class EventReference(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REVISION_FIELD_NUMBER: _builtins.int
-    SLOT_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
-    revision: _builtins.int
-    slot: _builtins.int
-    epoch: _builtins.int
-    number: _builtins.int
-    def __init__(
-        self,
-        *,
-        revision: _builtins.int = ...,
-        slot: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-        number: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "revision", b"revision", "slot", b"slot"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EventReference: _TypeAlias = EventReference  # noqa: Y015
 
 @_typing.final
 class Post(_message.Message):
@@ -232,25 +205,3 @@ class IndexEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IndexEntry: _TypeAlias = IndexEntry  # noqa: Y015
-
-@_typing.final
-class UserBucket(_message.Message):
-    """The users whose ids hash here."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    USER_IDS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        user_ids: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_ids", b"user_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UserBucket: _TypeAlias = UserBucket  # noqa: Y015
