@@ -520,7 +520,7 @@ class Connection(_message.Message):
     last_error: _builtins.str
     """Why it last died; at most 1 KiB."""
     failures: _builtins.int
-    """Deaths in a row, with no call answered in between."""
+    """Deaths in a row; counted anew once a call was answered."""
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it is loaded."""

@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from gaggle.conversation.v1 import message_pb2 as gaggle_dot_conversation_dot_v1_dot_message__pb2
 from gaggle.extension.v1 import extension_pb2 as gaggle_dot_extension_dot_v1_dot_extension__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gaggle/extension/v1/extension_service.proto\x12\x13gaggle.extension.v1\x1a$gaggle/conversation/v1/message.proto\x1a#gaggle/extension/v1/extension.proto\x1a\x1egoogle/protobuf/duration.proto\"\x96\x01\n\x18RegisterExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x06\x63onfig\x18\x02 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfig\x12\x14\n\x07\x65nabled\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x42\n\n\x08_enabled\"N\n\x19RegisterExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"J\n\x13GetExtensionRequest\x12\x16\n\x0c\x65xtension_id\x18\x01 \x01(\tH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x0b\n\textension\"I\n\x14GetExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"\xc7\x01\n\x15ListExtensionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x04type\x18\x03 \x01(\x0e\x32\".gaggle.extension.v1.ExtensionType\x12\x14\n\x07\x65nabled\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12\x13\n\x06loaded\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_enabledB\t\n\x07_loaded\"e\n\x16ListExtensionsResponse\x12\x32\n\nextensions\x18\x01 \x03(\x0b\x32\x1e.gaggle.extension.v1.Extension\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc7\x01\n\x16UpdateExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x14\n\x07\x65nabled\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x34\n\x06\x63onfig\x18\x06 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfigB\x0b\n\textensionB\n\n\x08_enabled\"L\n\x17UpdateExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"P\n\x16\x44\x65leteExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xtension_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x19\n\x17\x44\x65leteExtensionResponse\"_\n\x14LoadExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"J\n\x15LoadExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"a\n\x16UnloadExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"L\n\x17UnloadExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"n\n\x10ListToolsRequest\x12\x16\n\x0c\x65xtension_id\x18\x01 \x01(\tH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\x0b\n\textension\"V\n\x11ListToolsResponse\x12(\n\x05tools\x18\x01 \x03(\x0b\x32\x19.gaggle.extension.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x01\n\x0f\x43\x61llToolRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x12\x11\n\ttool_name\x18\x04 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\textension\"\x9b\x02\n\x10\x43\x61llToolResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .gaggle.extension.v1.CallStartedH\x00\x12\x35\n\x08progress\x18\x02 \x01(\x0b\x32!.gaggle.extension.v1.CallProgressH\x00\x12+\n\x03log\x18\x03 \x01(\x0b\x32\x1c.gaggle.extension.v1.CallLogH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".gaggle.conversation.v1.ToolResultH\x00\x12/\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1e.gaggle.extension.v1.CallErrorH\x00\x42\x07\n\x05\x65vent\"O\n\x0b\x43\x61llStarted\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"O\n\x0c\x43\x61llProgress\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x12\n\x05total\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x08\n\x06_total\";\n\x07\x43\x61llLog\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0e\n\x06logger\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\"=\n\tCallError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\"]\n\x15\x43\x61ncelToolCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"+\n\x16\x43\x61ncelToolCallResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\xfd\x01\n\rExtensionType\x12\x1e\n\x1a\x45XTENSION_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XTENSION_TYPE_STDIO\x10\x01\x12\"\n\x1e\x45XTENSION_TYPE_STREAMABLE_HTTP\x10\x02\x12\x1a\n\x16\x45XTENSION_TYPE_BUILTIN\x10\x03\x12\x1b\n\x17\x45XTENSION_TYPE_PLATFORM\x10\x04\x12\x1b\n\x17\x45XTENSION_TYPE_FRONTEND\x10\x05\x12 \n\x1c\x45XTENSION_TYPE_INLINE_PYTHON\x10\x06\x12\x16\n\x12\x45XTENSION_TYPE_SSE\x10\x07\x32\xdc\x08\n\x10\x45xtensionService\x12w\n\x11RegisterExtension\x12-.gaggle.extension.v1.RegisterExtensionRequest\x1a..gaggle.extension.v1.RegisterExtensionResponse\"\x03\x90\x02\x02\x12h\n\x0cGetExtension\x12(.gaggle.extension.v1.GetExtensionRequest\x1a).gaggle.extension.v1.GetExtensionResponse\"\x03\x90\x02\x01\x12n\n\x0eListExtensions\x12*.gaggle.extension.v1.ListExtensionsRequest\x1a+.gaggle.extension.v1.ListExtensionsResponse\"\x03\x90\x02\x01\x12q\n\x0fUpdateExtension\x12+.gaggle.extension.v1.UpdateExtensionRequest\x1a,.gaggle.extension.v1.UpdateExtensionResponse\"\x03\x90\x02\x02\x12q\n\x0f\x44\x65leteExtension\x12+.gaggle.extension.v1.DeleteExtensionRequest\x1a,.gaggle.extension.v1.DeleteExtensionResponse\"\x03\x90\x02\x02\x12k\n\rLoadExtension\x12).gaggle.extension.v1.LoadExtensionRequest\x1a*.gaggle.extension.v1.LoadExtensionResponse\"\x03\x90\x02\x02\x12q\n\x0fUnloadExtension\x12+.gaggle.extension.v1.UnloadExtensionRequest\x1a,.gaggle.extension.v1.UnloadExtensionResponse\"\x03\x90\x02\x02\x12_\n\tListTools\x12%.gaggle.extension.v1.ListToolsRequest\x1a&.gaggle.extension.v1.ListToolsResponse\"\x03\x90\x02\x01\x12^\n\x08\x43\x61llTool\x12$.gaggle.extension.v1.CallToolRequest\x1a%.gaggle.extension.v1.CallToolResponse\"\x03\x90\x02\x02\x30\x01\x12n\n\x0e\x43\x61ncelToolCall\x12*.gaggle.extension.v1.CancelToolCallRequest\x1a+.gaggle.extension.v1.CancelToolCallResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gaggle/extension/v1/extension_service.proto\x12\x13gaggle.extension.v1\x1a$gaggle/conversation/v1/message.proto\x1a#gaggle/extension/v1/extension.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x01\n\x18RegisterExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x06\x63onfig\x18\x02 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfig\x12\x14\n\x07\x65nabled\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x42\n\n\x08_enabled\"N\n\x19RegisterExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"J\n\x13GetExtensionRequest\x12\x16\n\x0c\x65xtension_id\x18\x01 \x01(\tH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x0b\n\textension\"I\n\x14GetExtensionResponse\x12\x31\n\textension\x18\x01 \x01(\x0b\x32\x1e.gaggle.extension.v1.Extension\"\xc7\x01\n\x15ListExtensionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x04type\x18\x03 \x01(\x0e\x32\".gaggle.extension.v1.ExtensionType\x12\x14\n\x07\x65nabled\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12\x13\n\x06loaded\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_enabledB\t\n\x07_loaded\"e\n\x16ListExtensionsResponse\x12\x32\n\nextensions\x18\x01 \x03(\x0b\x32\x1e.gaggle.extension.v1.Extension\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc7\x01\n\x16UpdateExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x14\n\x07\x65nabled\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x34\n\x06\x63onfig\x18\x06 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfigB\x0b\n\textensionB\n\n\x08_enabled\"n\n\x17UpdateExtensionResponse\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x16\x44\x65leteExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xtension_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x19\n\x17\x44\x65leteExtensionResponse\"_\n\x14LoadExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"p\n\x15LoadExtensionResponse\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ntool_count\x18\x03 \x01(\r\"a\n\x16UnloadExtensionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"/\n\x17UnloadExtensionResponse\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\"n\n\x10ListToolsRequest\x12\x16\n\x0c\x65xtension_id\x18\x01 \x01(\tH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\x0b\n\textension\"V\n\x11ListToolsResponse\x12(\n\x05tools\x18\x01 \x03(\x0b\x32\x19.gaggle.extension.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x01\n\x0f\x43\x61llToolRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x12\x11\n\ttool_name\x18\x04 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\textension\"\x9b\x02\n\x10\x43\x61llToolResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .gaggle.extension.v1.CallStartedH\x00\x12\x35\n\x08progress\x18\x02 \x01(\x0b\x32!.gaggle.extension.v1.CallProgressH\x00\x12+\n\x03log\x18\x03 \x01(\x0b\x32\x1c.gaggle.extension.v1.CallLogH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".gaggle.conversation.v1.ToolResultH\x00\x12/\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1e.gaggle.extension.v1.CallErrorH\x00\x42\x07\n\x05\x65vent\"O\n\x0b\x43\x61llStarted\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"O\n\x0c\x43\x61llProgress\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x12\n\x05total\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x08\n\x06_total\";\n\x07\x43\x61llLog\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0e\n\x06logger\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\"=\n\tCallError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\"]\n\x15\x43\x61ncelToolCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x16\n\x0c\x65xtension_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04name\x18\x03 \x01(\tH\x00\x42\x0b\n\textension\"+\n\x16\x43\x61ncelToolCallResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\xfd\x01\n\rExtensionType\x12\x1e\n\x1a\x45XTENSION_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XTENSION_TYPE_STDIO\x10\x01\x12\"\n\x1e\x45XTENSION_TYPE_STREAMABLE_HTTP\x10\x02\x12\x1a\n\x16\x45XTENSION_TYPE_BUILTIN\x10\x03\x12\x1b\n\x17\x45XTENSION_TYPE_PLATFORM\x10\x04\x12\x1b\n\x17\x45XTENSION_TYPE_FRONTEND\x10\x05\x12 \n\x1c\x45XTENSION_TYPE_INLINE_PYTHON\x10\x06\x12\x16\n\x12\x45XTENSION_TYPE_SSE\x10\x07\x32\xdc\x08\n\x10\x45xtensionService\x12w\n\x11RegisterExtension\x12-.gaggle.extension.v1.RegisterExtensionRequest\x1a..gaggle.extension.v1.RegisterExtensionResponse\"\x03\x90\x02\x02\x12h\n\x0cGetExtension\x12(.gaggle.extension.v1.GetExtensionRequest\x1a).gaggle.extension.v1.GetExtensionResponse\"\x03\x90\x02\x01\x12n\n\x0eListExtensions\x12*.gaggle.extension.v1.ListExtensionsRequest\x1a+.gaggle.extension.v1.ListExtensionsResponse\"\x03\x90\x02\x01\x12q\n\x0fUpdateExtension\x12+.gaggle.extension.v1.UpdateExtensionRequest\x1a,.gaggle.extension.v1.UpdateExtensionResponse\"\x03\x90\x02\x02\x12q\n\x0f\x44\x65leteExtension\x12+.gaggle.extension.v1.DeleteExtensionRequest\x1a,.gaggle.extension.v1.DeleteExtensionResponse\"\x03\x90\x02\x02\x12k\n\rLoadExtension\x12).gaggle.extension.v1.LoadExtensionRequest\x1a*.gaggle.extension.v1.LoadExtensionResponse\"\x03\x90\x02\x02\x12q\n\x0fUnloadExtension\x12+.gaggle.extension.v1.UnloadExtensionRequest\x1a,.gaggle.extension.v1.UnloadExtensionResponse\"\x03\x90\x02\x02\x12_\n\tListTools\x12%.gaggle.extension.v1.ListToolsRequest\x1a&.gaggle.extension.v1.ListToolsResponse\"\x03\x90\x02\x01\x12^\n\x08\x43\x61llTool\x12$.gaggle.extension.v1.CallToolRequest\x1a%.gaggle.extension.v1.CallToolResponse\"\x03\x90\x02\x02\x30\x01\x12n\n\x0e\x43\x61ncelToolCall\x12*.gaggle.extension.v1.CancelToolCallRequest\x1a+.gaggle.extension.v1.CancelToolCallResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,56 +55,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXTENSIONSERVICE'].methods_by_name['CallTool']._serialized_options = b'\220\002\002'
   _globals['_EXTENSIONSERVICE'].methods_by_name['CancelToolCall']._loaded_options = None
   _globals['_EXTENSIONSERVICE'].methods_by_name['CancelToolCall']._serialized_options = b'\220\002\002'
-  _globals['_EXTENSIONTYPE']._serialized_start=2693
-  _globals['_EXTENSIONTYPE']._serialized_end=2946
-  _globals['_REGISTEREXTENSIONREQUEST']._serialized_start=176
-  _globals['_REGISTEREXTENSIONREQUEST']._serialized_end=326
-  _globals['_REGISTEREXTENSIONRESPONSE']._serialized_start=328
-  _globals['_REGISTEREXTENSIONRESPONSE']._serialized_end=406
-  _globals['_GETEXTENSIONREQUEST']._serialized_start=408
-  _globals['_GETEXTENSIONREQUEST']._serialized_end=482
-  _globals['_GETEXTENSIONRESPONSE']._serialized_start=484
-  _globals['_GETEXTENSIONRESPONSE']._serialized_end=557
-  _globals['_LISTEXTENSIONSREQUEST']._serialized_start=560
-  _globals['_LISTEXTENSIONSREQUEST']._serialized_end=759
-  _globals['_LISTEXTENSIONSRESPONSE']._serialized_start=761
-  _globals['_LISTEXTENSIONSRESPONSE']._serialized_end=862
-  _globals['_UPDATEEXTENSIONREQUEST']._serialized_start=865
-  _globals['_UPDATEEXTENSIONREQUEST']._serialized_end=1064
-  _globals['_UPDATEEXTENSIONRESPONSE']._serialized_start=1066
-  _globals['_UPDATEEXTENSIONRESPONSE']._serialized_end=1142
-  _globals['_DELETEEXTENSIONREQUEST']._serialized_start=1144
-  _globals['_DELETEEXTENSIONREQUEST']._serialized_end=1224
-  _globals['_DELETEEXTENSIONRESPONSE']._serialized_start=1226
-  _globals['_DELETEEXTENSIONRESPONSE']._serialized_end=1251
-  _globals['_LOADEXTENSIONREQUEST']._serialized_start=1253
-  _globals['_LOADEXTENSIONREQUEST']._serialized_end=1348
-  _globals['_LOADEXTENSIONRESPONSE']._serialized_start=1350
-  _globals['_LOADEXTENSIONRESPONSE']._serialized_end=1424
-  _globals['_UNLOADEXTENSIONREQUEST']._serialized_start=1426
-  _globals['_UNLOADEXTENSIONREQUEST']._serialized_end=1523
-  _globals['_UNLOADEXTENSIONRESPONSE']._serialized_start=1525
-  _globals['_UNLOADEXTENSIONRESPONSE']._serialized_end=1601
-  _globals['_LISTTOOLSREQUEST']._serialized_start=1603
-  _globals['_LISTTOOLSREQUEST']._serialized_end=1713
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=1715
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=1801
-  _globals['_CALLTOOLREQUEST']._serialized_start=1804
-  _globals['_CALLTOOLREQUEST']._serialized_end=1978
-  _globals['_CALLTOOLRESPONSE']._serialized_start=1981
-  _globals['_CALLTOOLRESPONSE']._serialized_end=2264
-  _globals['_CALLSTARTED']._serialized_start=2266
-  _globals['_CALLSTARTED']._serialized_end=2345
-  _globals['_CALLPROGRESS']._serialized_start=2347
-  _globals['_CALLPROGRESS']._serialized_end=2426
-  _globals['_CALLLOG']._serialized_start=2428
-  _globals['_CALLLOG']._serialized_end=2487
-  _globals['_CALLERROR']._serialized_start=2489
-  _globals['_CALLERROR']._serialized_end=2550
-  _globals['_CANCELTOOLCALLREQUEST']._serialized_start=2552
-  _globals['_CANCELTOOLCALLREQUEST']._serialized_end=2645
-  _globals['_CANCELTOOLCALLRESPONSE']._serialized_start=2647
-  _globals['_CANCELTOOLCALLRESPONSE']._serialized_end=2690
-  _globals['_EXTENSIONSERVICE']._serialized_start=2949
-  _globals['_EXTENSIONSERVICE']._serialized_end=4065
+  _globals['_EXTENSIONTYPE']._serialized_start=2769
+  _globals['_EXTENSIONTYPE']._serialized_end=3022
+  _globals['_REGISTEREXTENSIONREQUEST']._serialized_start=209
+  _globals['_REGISTEREXTENSIONREQUEST']._serialized_end=359
+  _globals['_REGISTEREXTENSIONRESPONSE']._serialized_start=361
+  _globals['_REGISTEREXTENSIONRESPONSE']._serialized_end=439
+  _globals['_GETEXTENSIONREQUEST']._serialized_start=441
+  _globals['_GETEXTENSIONREQUEST']._serialized_end=515
+  _globals['_GETEXTENSIONRESPONSE']._serialized_start=517
+  _globals['_GETEXTENSIONRESPONSE']._serialized_end=590
+  _globals['_LISTEXTENSIONSREQUEST']._serialized_start=593
+  _globals['_LISTEXTENSIONSREQUEST']._serialized_end=792
+  _globals['_LISTEXTENSIONSRESPONSE']._serialized_start=794
+  _globals['_LISTEXTENSIONSRESPONSE']._serialized_end=895
+  _globals['_UPDATEEXTENSIONREQUEST']._serialized_start=898
+  _globals['_UPDATEEXTENSIONREQUEST']._serialized_end=1097
+  _globals['_UPDATEEXTENSIONRESPONSE']._serialized_start=1099
+  _globals['_UPDATEEXTENSIONRESPONSE']._serialized_end=1209
+  _globals['_DELETEEXTENSIONREQUEST']._serialized_start=1211
+  _globals['_DELETEEXTENSIONREQUEST']._serialized_end=1291
+  _globals['_DELETEEXTENSIONRESPONSE']._serialized_start=1293
+  _globals['_DELETEEXTENSIONRESPONSE']._serialized_end=1318
+  _globals['_LOADEXTENSIONREQUEST']._serialized_start=1320
+  _globals['_LOADEXTENSIONREQUEST']._serialized_end=1415
+  _globals['_LOADEXTENSIONRESPONSE']._serialized_start=1417
+  _globals['_LOADEXTENSIONRESPONSE']._serialized_end=1529
+  _globals['_UNLOADEXTENSIONREQUEST']._serialized_start=1531
+  _globals['_UNLOADEXTENSIONREQUEST']._serialized_end=1628
+  _globals['_UNLOADEXTENSIONRESPONSE']._serialized_start=1630
+  _globals['_UNLOADEXTENSIONRESPONSE']._serialized_end=1677
+  _globals['_LISTTOOLSREQUEST']._serialized_start=1679
+  _globals['_LISTTOOLSREQUEST']._serialized_end=1789
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=1791
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=1877
+  _globals['_CALLTOOLREQUEST']._serialized_start=1880
+  _globals['_CALLTOOLREQUEST']._serialized_end=2054
+  _globals['_CALLTOOLRESPONSE']._serialized_start=2057
+  _globals['_CALLTOOLRESPONSE']._serialized_end=2340
+  _globals['_CALLSTARTED']._serialized_start=2342
+  _globals['_CALLSTARTED']._serialized_end=2421
+  _globals['_CALLPROGRESS']._serialized_start=2423
+  _globals['_CALLPROGRESS']._serialized_end=2502
+  _globals['_CALLLOG']._serialized_start=2504
+  _globals['_CALLLOG']._serialized_end=2563
+  _globals['_CALLERROR']._serialized_start=2565
+  _globals['_CALLERROR']._serialized_end=2626
+  _globals['_CANCELTOOLCALLREQUEST']._serialized_start=2628
+  _globals['_CANCELTOOLCALLREQUEST']._serialized_end=2721
+  _globals['_CANCELTOOLCALLRESPONSE']._serialized_start=2723
+  _globals['_CANCELTOOLCALLRESPONSE']._serialized_end=2766
+  _globals['_EXTENSIONSERVICE']._serialized_start=3025
+  _globals['_EXTENSIONSERVICE']._serialized_end=4141
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from gaggle.extension.v1 import extension_pb2 as _extension_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -269,17 +270,23 @@ Global___UpdateExtensionRequest: _TypeAlias = UpdateExtensionRequest  # noqa: Y0
 class UpdateExtensionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    EXTENSION_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    extension_id: _builtins.str
+    etag: _builtins.str
     @_builtins.property
-    def extension(self) -> _extension_pb2.Extension: ...
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
-        extension: _extension_pb2.Extension | None = ...,
+        extension_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "extension_id", b"extension_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,17 +365,24 @@ Global___LoadExtensionRequest: _TypeAlias = LoadExtensionRequest  # noqa: Y015
 class LoadExtensionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
+    EXTENSION_ID_FIELD_NUMBER: _builtins.int
+    LOAD_TIME_FIELD_NUMBER: _builtins.int
+    TOOL_COUNT_FIELD_NUMBER: _builtins.int
+    extension_id: _builtins.str
+    tool_count: _builtins.int
+    """That may be listed and called."""
     @_builtins.property
-    def extension(self) -> _extension_pb2.Extension: ...
+    def load_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
-        extension: _extension_pb2.Extension | None = ...,
+        extension_id: _builtins.str = ...,
+        load_time: _timestamp_pb2.Timestamp | None = ...,
+        tool_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension_id", b"extension_id", "load_time", b"load_time", "tool_count", b"tool_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,17 +419,16 @@ Global___UnloadExtensionRequest: _TypeAlias = UnloadExtensionRequest  # noqa: Y0
 class UnloadExtensionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXTENSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def extension(self) -> _extension_pb2.Extension: ...
+    EXTENSION_ID_FIELD_NUMBER: _builtins.int
+    extension_id: _builtins.str
     def __init__(
         self,
         *,
-        extension: _extension_pb2.Extension | None = ...,
+        extension_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension", b"extension"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extension_id", b"extension_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,8 +141,8 @@ class ExtensionServiceServicer:
         """Connects, which may take a minute: allow for it in the deadline. Loading what is loaded is OK.
 
         PERMISSION_DENIED, MCP_TARGET_BLOCKED: the command or address is not allowed here. FAILED_PRECONDITION,
-        WRONG_STATE: disabled, or of a type that is not run here. UNAVAILABLE, EXTENSION_UNAVAILABLE: the server could
-        not be started; nothing has changed.
+        WRONG_STATE: disabled, or of a type that is not run here. RESOURCE_EXHAUSTED: too many are connected. UNAVAILABLE,
+        EXTENSION_UNAVAILABLE: the server could not be started; nothing has changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

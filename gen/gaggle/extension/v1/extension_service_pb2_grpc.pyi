@@ -56,8 +56,8 @@ class ExtensionServiceStub:
     """Connects, which may take a minute: allow for it in the deadline. Loading what is loaded is OK.
 
     PERMISSION_DENIED, MCP_TARGET_BLOCKED: the command or address is not allowed here. FAILED_PRECONDITION,
-    WRONG_STATE: disabled, or of a type that is not run here. UNAVAILABLE, EXTENSION_UNAVAILABLE: the server could
-    not be started; nothing has changed.
+    WRONG_STATE: disabled, or of a type that is not run here. RESOURCE_EXHAUSTED: too many are connected. UNAVAILABLE,
+    EXTENSION_UNAVAILABLE: the server could not be started; nothing has changed.
     """
     UnloadExtension: _grpc.UnaryUnaryMultiCallable[_extension_service_pb2.UnloadExtensionRequest, _extension_service_pb2.UnloadExtensionResponse]
     """Disconnects; a child process is killed with all that it started. Unloading what is not loaded is OK."""
@@ -111,8 +111,8 @@ class ExtensionServiceAsyncStub(ExtensionServiceStub):
     """Connects, which may take a minute: allow for it in the deadline. Loading what is loaded is OK.
 
     PERMISSION_DENIED, MCP_TARGET_BLOCKED: the command or address is not allowed here. FAILED_PRECONDITION,
-    WRONG_STATE: disabled, or of a type that is not run here. UNAVAILABLE, EXTENSION_UNAVAILABLE: the server could
-    not be started; nothing has changed.
+    WRONG_STATE: disabled, or of a type that is not run here. RESOURCE_EXHAUSTED: too many are connected. UNAVAILABLE,
+    EXTENSION_UNAVAILABLE: the server could not be started; nothing has changed.
     """
     UnloadExtension: _aio.UnaryUnaryMultiCallable[_extension_service_pb2.UnloadExtensionRequest, _extension_service_pb2.UnloadExtensionResponse]  # type: ignore[assignment]
     """Disconnects; a child process is killed with all that it started. Unloading what is not loaded is OK."""
@@ -199,8 +199,8 @@ class ExtensionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Connects, which may take a minute: allow for it in the deadline. Loading what is loaded is OK.
 
         PERMISSION_DENIED, MCP_TARGET_BLOCKED: the command or address is not allowed here. FAILED_PRECONDITION,
-        WRONG_STATE: disabled, or of a type that is not run here. UNAVAILABLE, EXTENSION_UNAVAILABLE: the server could
-        not be started; nothing has changed.
+        WRONG_STATE: disabled, or of a type that is not run here. RESOURCE_EXHAUSTED: too many are connected. UNAVAILABLE,
+        EXTENSION_UNAVAILABLE: the server could not be started; nothing has changed.
         """
 
     @_abc_1.abstractmethod
