@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from gaggle.recipe.v1 import execution_pb2 as gaggle_dot_recipe_dot_v1_dot_execution__pb2
 from gaggle.recipe.v1 import recipe_pb2 as gaggle_dot_recipe_dot_v1_dot_recipe__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gaggle/recipe/v1/execution_service.proto\x12\x10gaggle.recipe.v1\x1a gaggle/recipe/v1/execution.proto\x1a\x1dgaggle/recipe/v1/recipe.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xc3\x02\n\x15StartExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x03 \x01(\t\x12K\n\nparameters\x18\x04 \x03(\x0b\x32\x37.gaggle.recipe.v1.StartExecutionRequest.ParametersEntry\x12\x33\n\x07options\x18\x05 \x01(\x0b\x32\".gaggle.recipe.v1.ExecutionOptions\x12\x14\n\x07version\x18\x06 \x01(\rH\x00\x88\x01\x01\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01\x42\n\n\x08_version\"H\n\x16StartExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"+\n\x13GetExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\"F\n\x14GetExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"\x86\x01\n\x15ListExecutionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x08statuses\x18\x03 \x03(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\x12\x11\n\trecipe_id\x18\x04 \x01(\t\"b\n\x16ListExecutionsResponse\x12/\n\nexecutions\x18\x01 \x03(\x0b\x32\x1b.gaggle.recipe.v1.Execution\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x10ListStepsRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x11ListStepsResponse\x12.\n\x05steps\x18\x01 \x03(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x16\x43\x61ncelExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"I\n\x17\x43\x61ncelExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"A\n\x15PauseExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"H\n\x16PauseExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"B\n\x16ResumeExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"I\n\x17ResumeExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"E\n\x15WatchExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x04\"H\n\x16WatchExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution2\xd5\x06\n\x10\x45xecutionService\x12h\n\x0eStartExecution\x12\'.gaggle.recipe.v1.StartExecutionRequest\x1a(.gaggle.recipe.v1.StartExecutionResponse\"\x03\x90\x02\x02\x12\x62\n\x0cGetExecution\x12%.gaggle.recipe.v1.GetExecutionRequest\x1a&.gaggle.recipe.v1.GetExecutionResponse\"\x03\x90\x02\x01\x12h\n\x0eListExecutions\x12\'.gaggle.recipe.v1.ListExecutionsRequest\x1a(.gaggle.recipe.v1.ListExecutionsResponse\"\x03\x90\x02\x01\x12Y\n\tListSteps\x12\".gaggle.recipe.v1.ListStepsRequest\x1a#.gaggle.recipe.v1.ListStepsResponse\"\x03\x90\x02\x01\x12k\n\x0f\x43\x61ncelExecution\x12(.gaggle.recipe.v1.CancelExecutionRequest\x1a).gaggle.recipe.v1.CancelExecutionResponse\"\x03\x90\x02\x02\x12h\n\x0ePauseExecution\x12\'.gaggle.recipe.v1.PauseExecutionRequest\x1a(.gaggle.recipe.v1.PauseExecutionResponse\"\x03\x90\x02\x02\x12k\n\x0fResumeExecution\x12(.gaggle.recipe.v1.ResumeExecutionRequest\x1a).gaggle.recipe.v1.ResumeExecutionResponse\"\x03\x90\x02\x02\x12j\n\x0eWatchExecution\x12\'.gaggle.recipe.v1.WatchExecutionRequest\x1a(.gaggle.recipe.v1.WatchExecutionResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gaggle/recipe/v1/execution_service.proto\x12\x10gaggle.recipe.v1\x1a gaggle/recipe/v1/execution.proto\x1a\x1dgaggle/recipe/v1/recipe.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x02\n\x15StartExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x03 \x01(\t\x12K\n\nparameters\x18\x04 \x03(\x0b\x32\x37.gaggle.recipe.v1.StartExecutionRequest.ParametersEntry\x12\x33\n\x07options\x18\x05 \x01(\x0b\x32\".gaggle.recipe.v1.ExecutionOptions\x12\x14\n\x07version\x18\x06 \x01(\rH\x00\x88\x01\x01\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01\x42\n\n\x08_version\"m\n\x16StartExecutionResponse\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x13GetExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\"F\n\x14GetExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\"\x86\x01\n\x15ListExecutionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x08statuses\x18\x03 \x03(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\x12\x11\n\trecipe_id\x18\x04 \x01(\t\"b\n\x16ListExecutionsResponse\x12/\n\nexecutions\x18\x01 \x03(\x0b\x32\x1b.gaggle.recipe.v1.Execution\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x10ListStepsRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x11ListStepsResponse\x12.\n\x05steps\x18\x01 \x03(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x16\x43\x61ncelExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"Z\n\x17\x43\x61ncelExecutionResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\"A\n\x15PauseExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"Y\n\x16PauseExecutionResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\"B\n\x16ResumeExecutionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\"Z\n\x17ResumeExecutionResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\"E\n\x15WatchExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x04\"H\n\x16WatchExecutionResponse\x12.\n\texecution\x18\x01 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution2\xd5\x06\n\x10\x45xecutionService\x12h\n\x0eStartExecution\x12\'.gaggle.recipe.v1.StartExecutionRequest\x1a(.gaggle.recipe.v1.StartExecutionResponse\"\x03\x90\x02\x02\x12\x62\n\x0cGetExecution\x12%.gaggle.recipe.v1.GetExecutionRequest\x1a&.gaggle.recipe.v1.GetExecutionResponse\"\x03\x90\x02\x01\x12h\n\x0eListExecutions\x12\'.gaggle.recipe.v1.ListExecutionsRequest\x1a(.gaggle.recipe.v1.ListExecutionsResponse\"\x03\x90\x02\x01\x12Y\n\tListSteps\x12\".gaggle.recipe.v1.ListStepsRequest\x1a#.gaggle.recipe.v1.ListStepsResponse\"\x03\x90\x02\x01\x12k\n\x0f\x43\x61ncelExecution\x12(.gaggle.recipe.v1.CancelExecutionRequest\x1a).gaggle.recipe.v1.CancelExecutionResponse\"\x03\x90\x02\x02\x12h\n\x0ePauseExecution\x12\'.gaggle.recipe.v1.PauseExecutionRequest\x1a(.gaggle.recipe.v1.PauseExecutionResponse\"\x03\x90\x02\x02\x12k\n\x0fResumeExecution\x12(.gaggle.recipe.v1.ResumeExecutionRequest\x1a).gaggle.recipe.v1.ResumeExecutionResponse\"\x03\x90\x02\x02\x12j\n\x0eWatchExecution\x12\'.gaggle.recipe.v1.WatchExecutionRequest\x1a(.gaggle.recipe.v1.WatchExecutionResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,40 +53,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTIONSERVICE'].methods_by_name['ResumeExecution']._serialized_options = b'\220\002\002'
   _globals['_EXECUTIONSERVICE'].methods_by_name['WatchExecution']._loaded_options = None
   _globals['_EXECUTIONSERVICE'].methods_by_name['WatchExecution']._serialized_options = b'\220\002\001'
-  _globals['_STARTEXECUTIONREQUEST']._serialized_start=158
-  _globals['_STARTEXECUTIONREQUEST']._serialized_end=481
-  _globals['_STARTEXECUTIONREQUEST_PARAMETERSENTRY']._serialized_start=396
-  _globals['_STARTEXECUTIONREQUEST_PARAMETERSENTRY']._serialized_end=469
-  _globals['_STARTEXECUTIONRESPONSE']._serialized_start=483
-  _globals['_STARTEXECUTIONRESPONSE']._serialized_end=555
-  _globals['_GETEXECUTIONREQUEST']._serialized_start=557
-  _globals['_GETEXECUTIONREQUEST']._serialized_end=600
-  _globals['_GETEXECUTIONRESPONSE']._serialized_start=602
-  _globals['_GETEXECUTIONRESPONSE']._serialized_end=672
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=675
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=809
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=811
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=909
-  _globals['_LISTSTEPSREQUEST']._serialized_start=911
-  _globals['_LISTSTEPSREQUEST']._serialized_end=990
-  _globals['_LISTSTEPSRESPONSE']._serialized_start=992
-  _globals['_LISTSTEPSRESPONSE']._serialized_end=1084
-  _globals['_CANCELEXECUTIONREQUEST']._serialized_start=1086
-  _globals['_CANCELEXECUTIONREQUEST']._serialized_end=1152
-  _globals['_CANCELEXECUTIONRESPONSE']._serialized_start=1154
-  _globals['_CANCELEXECUTIONRESPONSE']._serialized_end=1227
-  _globals['_PAUSEEXECUTIONREQUEST']._serialized_start=1229
-  _globals['_PAUSEEXECUTIONREQUEST']._serialized_end=1294
-  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_start=1296
-  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_end=1368
-  _globals['_RESUMEEXECUTIONREQUEST']._serialized_start=1370
-  _globals['_RESUMEEXECUTIONREQUEST']._serialized_end=1436
-  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_start=1438
-  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_end=1511
-  _globals['_WATCHEXECUTIONREQUEST']._serialized_start=1513
-  _globals['_WATCHEXECUTIONREQUEST']._serialized_end=1582
-  _globals['_WATCHEXECUTIONRESPONSE']._serialized_start=1584
-  _globals['_WATCHEXECUTIONRESPONSE']._serialized_end=1656
-  _globals['_EXECUTIONSERVICE']._serialized_start=1659
-  _globals['_EXECUTIONSERVICE']._serialized_end=2512
+  _globals['_STARTEXECUTIONREQUEST']._serialized_start=191
+  _globals['_STARTEXECUTIONREQUEST']._serialized_end=514
+  _globals['_STARTEXECUTIONREQUEST_PARAMETERSENTRY']._serialized_start=429
+  _globals['_STARTEXECUTIONREQUEST_PARAMETERSENTRY']._serialized_end=502
+  _globals['_STARTEXECUTIONRESPONSE']._serialized_start=516
+  _globals['_STARTEXECUTIONRESPONSE']._serialized_end=625
+  _globals['_GETEXECUTIONREQUEST']._serialized_start=627
+  _globals['_GETEXECUTIONREQUEST']._serialized_end=670
+  _globals['_GETEXECUTIONRESPONSE']._serialized_start=672
+  _globals['_GETEXECUTIONRESPONSE']._serialized_end=742
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=745
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=879
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=881
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=979
+  _globals['_LISTSTEPSREQUEST']._serialized_start=981
+  _globals['_LISTSTEPSREQUEST']._serialized_end=1060
+  _globals['_LISTSTEPSRESPONSE']._serialized_start=1062
+  _globals['_LISTSTEPSRESPONSE']._serialized_end=1154
+  _globals['_CANCELEXECUTIONREQUEST']._serialized_start=1156
+  _globals['_CANCELEXECUTIONREQUEST']._serialized_end=1222
+  _globals['_CANCELEXECUTIONRESPONSE']._serialized_start=1224
+  _globals['_CANCELEXECUTIONRESPONSE']._serialized_end=1314
+  _globals['_PAUSEEXECUTIONREQUEST']._serialized_start=1316
+  _globals['_PAUSEEXECUTIONREQUEST']._serialized_end=1381
+  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_start=1383
+  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_end=1472
+  _globals['_RESUMEEXECUTIONREQUEST']._serialized_start=1474
+  _globals['_RESUMEEXECUTIONREQUEST']._serialized_end=1540
+  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_start=1542
+  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_end=1632
+  _globals['_WATCHEXECUTIONREQUEST']._serialized_start=1634
+  _globals['_WATCHEXECUTIONREQUEST']._serialized_end=1703
+  _globals['_WATCHEXECUTIONRESPONSE']._serialized_start=1705
+  _globals['_WATCHEXECUTIONRESPONSE']._serialized_end=1777
+  _globals['_EXECUTIONSERVICE']._serialized_start=1780
+  _globals['_EXECUTIONSERVICE']._serialized_end=2633
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from gaggle.recipe.v1 import recipe_pb2 as _recipe_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -88,17 +89,23 @@ Global___StartExecutionRequest: _TypeAlias = StartExecutionRequest  # noqa: Y015
 class StartExecutionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXECUTION_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    etag: _builtins.str
     @_builtins.property
-    def execution(self) -> _execution_pb2.Execution: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
-        execution: _execution_pb2.Execution | None = ...,
+        execution_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "execution_id", b"execution_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,17 +284,19 @@ Global___CancelExecutionRequest: _TypeAlias = CancelExecutionRequest  # noqa: Y0
 class CancelExecutionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXECUTION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def execution(self) -> _execution_pb2.Execution: ...
+    ETAG_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    status: _execution_pb2.ExecutionStatus.ValueType
     def __init__(
         self,
         *,
-        execution: _execution_pb2.Execution | None = ...,
+        etag: _builtins.str = ...,
+        status: _execution_pb2.ExecutionStatus.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,17 +328,19 @@ Global___PauseExecutionRequest: _TypeAlias = PauseExecutionRequest  # noqa: Y015
 class PauseExecutionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXECUTION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def execution(self) -> _execution_pb2.Execution: ...
+    ETAG_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    status: _execution_pb2.ExecutionStatus.ValueType
     def __init__(
         self,
         *,
-        execution: _execution_pb2.Execution | None = ...,
+        etag: _builtins.str = ...,
+        status: _execution_pb2.ExecutionStatus.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,17 +372,19 @@ Global___ResumeExecutionRequest: _TypeAlias = ResumeExecutionRequest  # noqa: Y0
 class ResumeExecutionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXECUTION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def execution(self) -> _execution_pb2.Execution: ...
+    ETAG_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    status: _execution_pb2.ExecutionStatus.ValueType
     def __init__(
         self,
         *,
-        execution: _execution_pb2.Execution | None = ...,
+        etag: _builtins.str = ...,
+        status: _execution_pb2.ExecutionStatus.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

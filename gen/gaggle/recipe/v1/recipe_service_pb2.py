@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from gaggle.recipe.v1 import recipe_pb2 as gaggle_dot_recipe_dot_v1_dot_recipe__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gaggle/recipe/v1/recipe_service.proto\x12\x10gaggle.recipe.v1\x1a\x1dgaggle/recipe/v1/recipe.proto\"\xa2\x01\n\x13\x43reateRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x36\n\ndefinition\x18\x06 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinition\"@\n\x14\x43reateRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"G\n\x10GetRecipeRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"=\n\x11GetRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"i\n\x12ListRecipesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\"Y\n\x13ListRecipesResponse\x12)\n\x07recipes\x18\x01 \x03(\x0b\x32\x18.gaggle.recipe.v1.Recipe\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x46indRecipesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x13\x46indRecipesResponse\x12)\n\x07recipes\x18\x01 \x03(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"\xb8\x03\n\x13UpdateRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x11\n\x04name\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x63\x61tegory\x18\x05 \x01(\tH\x01\x88\x01\x01\x12/\n\x04tags\x18\x06 \x01(\x0b\x32\x1c.gaggle.recipe.v1.TagsUpdateH\x02\x88\x01\x01\x12;\n\ndefinition\x18\x07 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinitionH\x03\x88\x01\x01\x12\x14\n\x07\x63ontent\x18\x08 \x01(\tH\x04\x88\x01\x01\x12O\n\x0esub_recipe_ids\x18\t \x03(\x0b\x32\x37.gaggle.recipe.v1.UpdateRecipeRequest.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_nameB\x0b\n\t_categoryB\x07\n\x05_tagsB\r\n\x0b_definitionB\n\n\x08_content\"\x1a\n\nTagsUpdate\x12\x0c\n\x04tags\x18\x01 \x03(\t\"@\n\x14UpdateRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"J\n\x13\x44\x65leteRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x16\n\x14\x44\x65leteRecipeResponse\"U\n\x19ListRecipeVersionsRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"h\n\x1aListRecipeVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x1f.gaggle.recipe.v1.RecipeVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x02\n\x13ImportRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12.\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12O\n\x0esub_recipe_ids\x18\x08 \x03(\x0b\x32\x37.gaggle.recipe.v1.ImportRecipeRequest.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x14ImportRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"z\n\x13\x45xportRecipeRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x14\n\x07version\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"j\n\x14\x45xportRecipeResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x11\n\tfile_name\x18\x03 \x01(\t2\x96\x07\n\rRecipeService\x12\x62\n\x0c\x43reateRecipe\x12%.gaggle.recipe.v1.CreateRecipeRequest\x1a&.gaggle.recipe.v1.CreateRecipeResponse\"\x03\x90\x02\x02\x12Y\n\tGetRecipe\x12\".gaggle.recipe.v1.GetRecipeRequest\x1a#.gaggle.recipe.v1.GetRecipeResponse\"\x03\x90\x02\x01\x12_\n\x0bListRecipes\x12$.gaggle.recipe.v1.ListRecipesRequest\x1a%.gaggle.recipe.v1.ListRecipesResponse\"\x03\x90\x02\x01\x12_\n\x0b\x46indRecipes\x12$.gaggle.recipe.v1.FindRecipesRequest\x1a%.gaggle.recipe.v1.FindRecipesResponse\"\x03\x90\x02\x01\x12\x62\n\x0cUpdateRecipe\x12%.gaggle.recipe.v1.UpdateRecipeRequest\x1a&.gaggle.recipe.v1.UpdateRecipeResponse\"\x03\x90\x02\x02\x12\x62\n\x0c\x44\x65leteRecipe\x12%.gaggle.recipe.v1.DeleteRecipeRequest\x1a&.gaggle.recipe.v1.DeleteRecipeResponse\"\x03\x90\x02\x02\x12t\n\x12ListRecipeVersions\x12+.gaggle.recipe.v1.ListRecipeVersionsRequest\x1a,.gaggle.recipe.v1.ListRecipeVersionsResponse\"\x03\x90\x02\x01\x12\x62\n\x0cImportRecipe\x12%.gaggle.recipe.v1.ImportRecipeRequest\x1a&.gaggle.recipe.v1.ImportRecipeResponse\"\x03\x90\x02\x02\x12\x62\n\x0c\x45xportRecipe\x12%.gaggle.recipe.v1.ExportRecipeRequest\x1a&.gaggle.recipe.v1.ExportRecipeResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gaggle/recipe/v1/recipe_service.proto\x12\x10gaggle.recipe.v1\x1a\x1dgaggle/recipe/v1/recipe.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\x13\x43reateRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x36\n\ndefinition\x18\x06 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinition\"@\n\x14\x43reateRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"G\n\x10GetRecipeRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"=\n\x11GetRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"i\n\x12ListRecipesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\"Y\n\x13ListRecipesResponse\x12)\n\x07recipes\x18\x01 \x03(\x0b\x32\x18.gaggle.recipe.v1.Recipe\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x46indRecipesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x13\x46indRecipesResponse\x12)\n\x07recipes\x18\x01 \x03(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"\xb8\x03\n\x13UpdateRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x11\n\x04name\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x63\x61tegory\x18\x05 \x01(\tH\x01\x88\x01\x01\x12/\n\x04tags\x18\x06 \x01(\x0b\x32\x1c.gaggle.recipe.v1.TagsUpdateH\x02\x88\x01\x01\x12;\n\ndefinition\x18\x07 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinitionH\x03\x88\x01\x01\x12\x14\n\x07\x63ontent\x18\x08 \x01(\tH\x04\x88\x01\x01\x12O\n\x0esub_recipe_ids\x18\t \x03(\x0b\x32\x37.gaggle.recipe.v1.UpdateRecipeRequest.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_nameB\x0b\n\t_categoryB\x07\n\x05_tagsB\r\n\x0b_definitionB\n\n\x08_content\"\x1a\n\nTagsUpdate\x12\x0c\n\x04tags\x18\x01 \x03(\t\"f\n\x14UpdateRecipeResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x13\x44\x65leteRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x16\n\x14\x44\x65leteRecipeResponse\"U\n\x19ListRecipeVersionsRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"h\n\x1aListRecipeVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x1f.gaggle.recipe.v1.RecipeVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x02\n\x13ImportRecipeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12.\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12O\n\x0esub_recipe_ids\x18\x08 \x03(\x0b\x32\x37.gaggle.recipe.v1.ImportRecipeRequest.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x14ImportRecipeResponse\x12(\n\x06recipe\x18\x01 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\"z\n\x13\x45xportRecipeRequest\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x14\n\x07version\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"j\n\x14\x45xportRecipeResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12\x11\n\tfile_name\x18\x03 \x01(\t2\x96\x07\n\rRecipeService\x12\x62\n\x0c\x43reateRecipe\x12%.gaggle.recipe.v1.CreateRecipeRequest\x1a&.gaggle.recipe.v1.CreateRecipeResponse\"\x03\x90\x02\x02\x12Y\n\tGetRecipe\x12\".gaggle.recipe.v1.GetRecipeRequest\x1a#.gaggle.recipe.v1.GetRecipeResponse\"\x03\x90\x02\x01\x12_\n\x0bListRecipes\x12$.gaggle.recipe.v1.ListRecipesRequest\x1a%.gaggle.recipe.v1.ListRecipesResponse\"\x03\x90\x02\x01\x12_\n\x0b\x46indRecipes\x12$.gaggle.recipe.v1.FindRecipesRequest\x1a%.gaggle.recipe.v1.FindRecipesResponse\"\x03\x90\x02\x01\x12\x62\n\x0cUpdateRecipe\x12%.gaggle.recipe.v1.UpdateRecipeRequest\x1a&.gaggle.recipe.v1.UpdateRecipeResponse\"\x03\x90\x02\x02\x12\x62\n\x0c\x44\x65leteRecipe\x12%.gaggle.recipe.v1.DeleteRecipeRequest\x1a&.gaggle.recipe.v1.DeleteRecipeResponse\"\x03\x90\x02\x02\x12t\n\x12ListRecipeVersions\x12+.gaggle.recipe.v1.ListRecipeVersionsRequest\x1a,.gaggle.recipe.v1.ListRecipeVersionsResponse\"\x03\x90\x02\x01\x12\x62\n\x0cImportRecipe\x12%.gaggle.recipe.v1.ImportRecipeRequest\x1a&.gaggle.recipe.v1.ImportRecipeResponse\"\x03\x90\x02\x02\x12\x62\n\x0c\x45xportRecipe\x12%.gaggle.recipe.v1.ExportRecipeRequest\x1a&.gaggle.recipe.v1.ExportRecipeResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,48 +55,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECIPESERVICE'].methods_by_name['ImportRecipe']._serialized_options = b'\220\002\002'
   _globals['_RECIPESERVICE'].methods_by_name['ExportRecipe']._loaded_options = None
   _globals['_RECIPESERVICE'].methods_by_name['ExportRecipe']._serialized_options = b'\220\002\001'
-  _globals['_CREATERECIPEREQUEST']._serialized_start=91
-  _globals['_CREATERECIPEREQUEST']._serialized_end=253
-  _globals['_CREATERECIPERESPONSE']._serialized_start=255
-  _globals['_CREATERECIPERESPONSE']._serialized_end=319
-  _globals['_GETRECIPEREQUEST']._serialized_start=321
-  _globals['_GETRECIPEREQUEST']._serialized_end=392
-  _globals['_GETRECIPERESPONSE']._serialized_start=394
-  _globals['_GETRECIPERESPONSE']._serialized_end=455
-  _globals['_LISTRECIPESREQUEST']._serialized_start=457
-  _globals['_LISTRECIPESREQUEST']._serialized_end=562
-  _globals['_LISTRECIPESRESPONSE']._serialized_start=564
-  _globals['_LISTRECIPESRESPONSE']._serialized_end=653
-  _globals['_FINDRECIPESREQUEST']._serialized_start=655
-  _globals['_FINDRECIPESREQUEST']._serialized_end=689
-  _globals['_FINDRECIPESRESPONSE']._serialized_start=691
-  _globals['_FINDRECIPESRESPONSE']._serialized_end=755
-  _globals['_UPDATERECIPEREQUEST']._serialized_start=758
-  _globals['_UPDATERECIPEREQUEST']._serialized_end=1198
-  _globals['_UPDATERECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_start=1089
-  _globals['_UPDATERECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_end=1140
-  _globals['_TAGSUPDATE']._serialized_start=1200
-  _globals['_TAGSUPDATE']._serialized_end=1226
-  _globals['_UPDATERECIPERESPONSE']._serialized_start=1228
-  _globals['_UPDATERECIPERESPONSE']._serialized_end=1292
-  _globals['_DELETERECIPEREQUEST']._serialized_start=1294
-  _globals['_DELETERECIPEREQUEST']._serialized_end=1368
-  _globals['_DELETERECIPERESPONSE']._serialized_start=1370
-  _globals['_DELETERECIPERESPONSE']._serialized_end=1392
-  _globals['_LISTRECIPEVERSIONSREQUEST']._serialized_start=1394
-  _globals['_LISTRECIPEVERSIONSREQUEST']._serialized_end=1479
-  _globals['_LISTRECIPEVERSIONSRESPONSE']._serialized_start=1481
-  _globals['_LISTRECIPEVERSIONSRESPONSE']._serialized_end=1585
-  _globals['_IMPORTRECIPEREQUEST']._serialized_start=1588
-  _globals['_IMPORTRECIPEREQUEST']._serialized_end=1893
-  _globals['_IMPORTRECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_start=1089
-  _globals['_IMPORTRECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_end=1140
-  _globals['_IMPORTRECIPERESPONSE']._serialized_start=1895
-  _globals['_IMPORTRECIPERESPONSE']._serialized_end=1959
-  _globals['_EXPORTRECIPEREQUEST']._serialized_start=1961
-  _globals['_EXPORTRECIPEREQUEST']._serialized_end=2083
-  _globals['_EXPORTRECIPERESPONSE']._serialized_start=2085
-  _globals['_EXPORTRECIPERESPONSE']._serialized_end=2191
-  _globals['_RECIPESERVICE']._serialized_start=2194
-  _globals['_RECIPESERVICE']._serialized_end=3112
+  _globals['_CREATERECIPEREQUEST']._serialized_start=124
+  _globals['_CREATERECIPEREQUEST']._serialized_end=286
+  _globals['_CREATERECIPERESPONSE']._serialized_start=288
+  _globals['_CREATERECIPERESPONSE']._serialized_end=352
+  _globals['_GETRECIPEREQUEST']._serialized_start=354
+  _globals['_GETRECIPEREQUEST']._serialized_end=425
+  _globals['_GETRECIPERESPONSE']._serialized_start=427
+  _globals['_GETRECIPERESPONSE']._serialized_end=488
+  _globals['_LISTRECIPESREQUEST']._serialized_start=490
+  _globals['_LISTRECIPESREQUEST']._serialized_end=595
+  _globals['_LISTRECIPESRESPONSE']._serialized_start=597
+  _globals['_LISTRECIPESRESPONSE']._serialized_end=686
+  _globals['_FINDRECIPESREQUEST']._serialized_start=688
+  _globals['_FINDRECIPESREQUEST']._serialized_end=722
+  _globals['_FINDRECIPESRESPONSE']._serialized_start=724
+  _globals['_FINDRECIPESRESPONSE']._serialized_end=788
+  _globals['_UPDATERECIPEREQUEST']._serialized_start=791
+  _globals['_UPDATERECIPEREQUEST']._serialized_end=1231
+  _globals['_UPDATERECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_start=1122
+  _globals['_UPDATERECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_end=1173
+  _globals['_TAGSUPDATE']._serialized_start=1233
+  _globals['_TAGSUPDATE']._serialized_end=1259
+  _globals['_UPDATERECIPERESPONSE']._serialized_start=1261
+  _globals['_UPDATERECIPERESPONSE']._serialized_end=1363
+  _globals['_DELETERECIPEREQUEST']._serialized_start=1365
+  _globals['_DELETERECIPEREQUEST']._serialized_end=1439
+  _globals['_DELETERECIPERESPONSE']._serialized_start=1441
+  _globals['_DELETERECIPERESPONSE']._serialized_end=1463
+  _globals['_LISTRECIPEVERSIONSREQUEST']._serialized_start=1465
+  _globals['_LISTRECIPEVERSIONSREQUEST']._serialized_end=1550
+  _globals['_LISTRECIPEVERSIONSRESPONSE']._serialized_start=1552
+  _globals['_LISTRECIPEVERSIONSRESPONSE']._serialized_end=1656
+  _globals['_IMPORTRECIPEREQUEST']._serialized_start=1659
+  _globals['_IMPORTRECIPEREQUEST']._serialized_end=1964
+  _globals['_IMPORTRECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_start=1122
+  _globals['_IMPORTRECIPEREQUEST_SUBRECIPEIDSENTRY']._serialized_end=1173
+  _globals['_IMPORTRECIPERESPONSE']._serialized_start=1966
+  _globals['_IMPORTRECIPERESPONSE']._serialized_end=2030
+  _globals['_EXPORTRECIPEREQUEST']._serialized_start=2032
+  _globals['_EXPORTRECIPEREQUEST']._serialized_end=2154
+  _globals['_EXPORTRECIPERESPONSE']._serialized_start=2156
+  _globals['_EXPORTRECIPERESPONSE']._serialized_end=2262
+  _globals['_RECIPESERVICE']._serialized_start=2265
+  _globals['_RECIPESERVICE']._serialized_end=3183
 # @@protoc_insertion_point(module_scope)
