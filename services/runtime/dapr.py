@@ -6,6 +6,7 @@ it), so the rest of the code takes them from here.
 
 from dapr.proto.common.v1 import common_pb2
 from dapr.proto.runtime.v1 import (
+    ai_pb2,
     appcallback_pb2,
     binding_pb2,
     dapr_pb2_grpc,
@@ -17,6 +18,7 @@ from dapr.proto.runtime.v1 import (
 )
 
 __all__ = [
+    "ai_pb2",
     "appcallback_pb2",
     "binding_pb2",
     "common_pb2",

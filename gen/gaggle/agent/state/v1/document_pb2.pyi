@@ -8,6 +8,7 @@ from gaggle.agent.v1 import agent_service_pb2 as _agent_service_pb2
 from gaggle.agent.v1 import session_pb2 as _session_pb2
 from gaggle.agent.v1 import turn_pb2 as _turn_pb2
 from gaggle.conversation.v1 import message_pb2 as _message_pb2
+from gaggle.runtime.state.v1 import document_pb2 as _document_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -38,7 +39,7 @@ class SessionDocument(_message.Message):
     @_builtins.property
     def session(self) -> _session_pb2.Session: ...
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventReference]:
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_document_pb2.EventReference]:
         """Which outbox row tells of each of the newest revisions; at most 256."""
 
     def __init__(
@@ -47,7 +48,7 @@ class SessionDocument(_message.Message):
         session: _session_pb2.Session | None = ...,
         revision: _builtins.int = ...,
         incarnation: _builtins.int = ...,
-        events: _abc.Iterable[Global___EventReference] | None = ...,
+        events: _abc.Iterable[_document_pb2.EventReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -56,34 +57,6 @@ class SessionDocument(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionDocument: _TypeAlias = SessionDocument  # noqa: Y015
-
-@_typing.final
-class EventReference(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REVISION_FIELD_NUMBER: _builtins.int
-    SLOT_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
-    revision: _builtins.int
-    slot: _builtins.int
-    epoch: _builtins.int
-    number: _builtins.int
-    def __init__(
-        self,
-        *,
-        revision: _builtins.int = ...,
-        slot: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-        number: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "revision", b"revision", "slot", b"slot"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EventReference: _TypeAlias = EventReference  # noqa: Y015
 
 @_typing.final
 class UserIndex(_message.Message):
@@ -161,26 +134,6 @@ class SessionEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionEntry: _TypeAlias = SessionEntry  # noqa: Y015
-
-@_typing.final
-class UserBucket(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    USER_IDS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        user_ids: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_ids", b"user_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UserBucket: _TypeAlias = UserBucket  # noqa: Y015
 
 @_typing.final
 class Day(_message.Message):
@@ -459,7 +412,7 @@ class ToolCallDocument(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     EXTENSION_FIELD_NUMBER: _builtins.int
     TOOL_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
+    LOG_ROW_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     DENY_REASON_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
@@ -473,8 +426,8 @@ class ToolCallDocument(_message.Message):
     extension: _builtins.str
     """What the extension service is told: empty if there is no such tool."""
     tool: _builtins.str
-    number: _builtins.int
-    """The ledger: which row holds its answer, once it is ANSWERED. Counts the turn's calls."""
+    log_row: _builtins.int
+    """The ledger: which row of the log holds its answer, once it is ANSWERED."""
     deny_reason: _builtins.str
     expired: _builtins.bool
     idempotency_key: _builtins.str
@@ -492,7 +445,7 @@ class ToolCallDocument(_message.Message):
         status: _turn_pb2.ToolCallStatus.ValueType = ...,
         extension: _builtins.str = ...,
         tool: _builtins.str = ...,
-        number: _builtins.int = ...,
+        log_row: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         deny_reason: _builtins.str = ...,
         expired: _builtins.bool = ...,
@@ -501,7 +454,7 @@ class ToolCallDocument(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "deny_reason", b"deny_reason", "expire_time", b"expire_time", "expired", b"expired", "extension", b"extension", "fault", b"fault", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name", "number", b"number", "status", b"status", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "deny_reason", b"deny_reason", "expire_time", b"expire_time", "expired", b"expired", "extension", b"extension", "fault", b"fault", "id", b"id", "idempotency_key", b"idempotency_key", "log_row", b"log_row", "name", b"name", "status", b"status", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,31 +508,6 @@ class TurnLog(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TurnLog: _TypeAlias = TurnLog  # noqa: Y015
-
-@_typing.final
-class ToolAnswer(_message.Message):
-    """What a tool answered."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RESPONSE_FIELD_NUMBER: _builtins.int
-    DURATION_MS_FIELD_NUMBER: _builtins.int
-    duration_ms: _builtins.int
-    @_builtins.property
-    def response(self) -> _message_pb2.ToolResponse: ...
-    def __init__(
-        self,
-        *,
-        response: _message_pb2.ToolResponse | None = ...,
-        duration_ms: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "response", b"response"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ToolAnswer: _TypeAlias = ToolAnswer  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
