@@ -122,7 +122,7 @@ class _Loader(yaml.SafeLoader):
     """Plain scalars by the core schema."""
 
     # The library types it as an instance's.
-    yaml_implicit_resolvers = {}  # type: ignore[var-annotated]  # noqa: RUF012
+    yaml_implicit_resolvers = {}  # noqa: RUF012
 
 
 for _tag, _pattern, _first in (

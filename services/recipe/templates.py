@@ -31,8 +31,9 @@ _FILES = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 _FILTERS = frozenset(
     {
         "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int",
-        "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe",
-        "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
+        "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+        "rejectattr", "reverse", "round", "safe", "select", "selectattr",
+        "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
         "urlencode", "wordcount",
     }
 )  # fmt: skip
