@@ -311,7 +311,11 @@ class TurnDocument(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     SCHEMA_FAILURES_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
-    HISTORY_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    PARTIAL_TEXT_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    WAIT_TIME_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     user_id: _builtins.str
     body_hash: _builtins.bytes
@@ -334,8 +338,12 @@ class TurnDocument(_message.Message):
     last_sequence: _builtins.int
     schema_failures: _builtins.int
     """Answers asked for again because they did not meet the schema."""
-    history: _turn_pb2.History.ValueType
-    """The history that the model was given."""
+    ending: _turn_pb2.TurnStatus.ValueType
+    """Set: it has to be ended so, by whoever works on it next."""
+    partial_text: _builtins.str
+    """What an unfinished step had said when its end was decided."""
+    day: _builtins.int
+    """The day (since 1970-01-01, UTC) that names it."""
     @_builtins.property
     def request(self) -> _agent_service_pb2.ChatRequest:
         """With all that was left open filled in. Without the message, once that is saved."""
@@ -366,6 +374,14 @@ class TurnDocument(_message.Message):
     def answer(self) -> _message_pb2.Message:
         """The last message of the assistant."""
 
+    @_builtins.property
+    def wait_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it waits for a person."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
+        """Persons' decisions of this step, not yet in the conversation."""
+
     def __init__(
         self,
         *,
@@ -392,11 +408,15 @@ class TurnDocument(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         schema_failures: _builtins.int = ...,
         answer: _message_pb2.Message | None = ...,
-        history: _turn_pb2.History.ValueType = ...,
+        ending: _turn_pb2.TurnStatus.ValueType = ...,
+        partial_text: _builtins.str = ...,
+        day: _builtins.int = ...,
+        wait_time: _timestamp_pb2.Timestamp | None = ...,
+        decisions: _abc.Iterable[_message_pb2.Message] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "pending", b"pending", "request", b"request", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "pending", b"pending", "request", b"request", "update_time", b"update_time", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "appends", b"appends", "attempt", b"attempt", "body_hash", b"body_hash", "calls", b"calls", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "fence", b"fence", "first_sequence", b"first_sequence", "history", b"history", "id", b"id", "last_sequence", b"last_sequence", "log_rows", b"log_rows", "pending", b"pending", "position", b"position", "request", b"request", "schema_failures", b"schema_failures", "status", b"status", "steps", b"steps", "update_time", b"update_time", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "appends", b"appends", "attempt", b"attempt", "body_hash", b"body_hash", "calls", b"calls", "create_time", b"create_time", "day", b"day", "deadline", b"deadline", "decisions", b"decisions", "end_time", b"end_time", "ending", b"ending", "error", b"error", "fence", b"fence", "first_sequence", b"first_sequence", "id", b"id", "last_sequence", b"last_sequence", "log_rows", b"log_rows", "partial_text", b"partial_text", "pending", b"pending", "position", b"position", "request", b"request", "schema_failures", b"schema_failures", "status", b"status", "steps", b"steps", "update_time", b"update_time", "usage", b"usage", "user_id", b"user_id", "wait_time", b"wait_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
