@@ -155,6 +155,9 @@ class UserIndex(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     ERASE_TIME_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    """The erasure that was reported as done."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]: ...
     @_builtins.property
@@ -166,10 +169,11 @@ class UserIndex(_message.Message):
         *,
         entries: _abc.Iterable[Global___IndexEntry] | None = ...,
         erase_time: _timestamp_pb2.Timestamp | None = ...,
+        erasure_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "erase_time", b"erase_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "erase_time", b"erase_time", "erasure_id", b"erasure_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,3 +209,34 @@ class IndexEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IndexEntry: _TypeAlias = IndexEntry  # noqa: Y015
+
+@_typing.final
+class Withdrawal(_message.Message):
+    """Work that is left when a shared extension was deleted or disabled: whoever has it loaded has it no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENSION_ID_FIELD_NUMBER: _builtins.int
+    REGISTRATION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    extension_id: _builtins.str
+    cause: _builtins.str
+    """"deleted" or "disabled"."""
+    @_builtins.property
+    def registration(self) -> Global___Registration:
+        """As it was, without values of environment and headers."""
+
+    def __init__(
+        self,
+        *,
+        extension_id: _builtins.str = ...,
+        registration: Global___Registration | None = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "extension_id", b"extension_id", "registration", b"registration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Withdrawal: _TypeAlias = Withdrawal  # noqa: Y015
