@@ -22,7 +22,7 @@ BUILT_IN = frozenset({"recipe_dir", "steps"})
 
 MAX_RENDERED_BYTES = 512 * 1024
 _MAX_ITERATIONS = 100_000
-_MAX_POWER = 64
+_MAX_BITS = 4096
 _MAX_RANGE = 10_000
 _PAIR = re.compile(r"\{\{(.*?)\}\}")
 _NAME = re.compile(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*")
@@ -83,11 +83,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "+":
             _bounded(_size(left) + _size(right))
         elif operator == "*":
-            _bounded(max(_size(left) * _count(right), _size(right) * _count(left)))
+            _bounded(max(_size(left) * _count(right), _size(right) * _count(left), _bits(left) + _bits(right)))
         elif operator == "%" and isinstance(left, str):
             raise TemplateError("formatting by % is not allowed here")
-        elif operator == "**" and abs(right) > _MAX_POWER:
-            raise TemplateError("too large a power")
+        elif operator == "**":
+            _bounded(_bits(left) * _count(right))
         return super().call_binop(context, operator, left, right)
 
 
@@ -112,6 +112,11 @@ class _Bounding(NodeTransformer):
 
 def _size(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
+
+
+def _bits(value: Any) -> int:
+    """Weigh a number so that what has more than 4,096 bits is too large."""
+    return value.bit_length() * (MAX_RENDERED_BYTES // _MAX_BITS) if isinstance(value, int) else 0
 
 
 def _count(value: Any) -> int:

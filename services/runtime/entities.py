@@ -231,8 +231,8 @@ class Entities(Generic[H]):
     ) -> bytes:
         """Change an entity that is there, once for each request_id; give the answer.
 
-        `apply` gets a head of its own to change, revision and update_time already the next, and gives a Draft, or an
-        answer if there is nothing to do. It may be called several times. Raises NotFoundError, ConflictError, and
+        `apply` gets a head of its own to change, calls `advance` if there is something to change, and gives a Draft, or
+        an answer if there is not. It may be called several times. Raises NotFoundError, ConflictError, and
         what `apply` raises.
         """
         key = self.key(user_id, entity_id)
@@ -248,8 +248,6 @@ class Entities(Generic[H]):
                 head = self._parse(item)
                 if head.entity.HasField("delete_time"):
                     raise NotFoundError(self.kind, entity_id)
-                head.entity.revision += 1
-                head.entity.update_time.FromDatetime(datetime.now(UTC))
                 draft: Draft[H] | bytes = await _made(apply(head))
                 if isinstance(draft, bytes):
                     return draft
@@ -264,7 +262,7 @@ class Entities(Generic[H]):
         entity_id: str,
         request_id: str,
         body_hash: bytes,
-        bury: Callable[[H], "Draft[H]"],
+        bury: Callable[[H], "Draft[H] | Awaitable[Draft[H]]"],
     ) -> None:
         """Take an entity away; one that was deleted lately is OK.
 
@@ -273,12 +271,11 @@ class Entities(Generic[H]):
         """
 
         async def apply(head: Any) -> Draft[H]:
-            before = entity_pb2.Entity()
-            before.CopyFrom(head.entity)
-            draft = bury(head)
+            draft: Draft[H] = await _made(bury(head))
+            advance(head.entity)
             tombstone: Any = draft.head
-            tombstone.entity.CopyFrom(before)
-            tombstone.entity.delete_time.CopyFrom(before.update_time)
+            tombstone.entity.CopyFrom(head.entity)
+            tombstone.entity.delete_time.CopyFrom(head.entity.update_time)
             draft.operations += await self._leaving(user_id, tombstone.entity)
             return draft
 
@@ -401,6 +398,12 @@ class Entities(Generic[H]):
                     continue
                 return
         raise ConflictError("other writers kept winning")
+
+
+def advance(entity: entity_pb2.Entity) -> None:
+    """Take the next revision, now."""
+    entity.revision += 1
+    entity.update_time.FromDatetime(datetime.now(UTC))
 
 
 async def _made(draft: Any) -> Any:

@@ -125,6 +125,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED. The call was ended by a cancellation of its user's.
     Example metadata: {"call_id": "0199..."}.
     """
+    ERROR_REASON_RECIPE_INVALID: _ErrorReason.ValueType  # 60
+    """INVALID_ARGUMENT. The file is no recipe; the description of `content` says what is wrong and where.
+    Example metadata: {"line": "17", "column": "35"}.
+    """
+    ERROR_REASON_SUB_RECIPE_MISSING: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. The recipe names a sub-recipe that is not bound, or whose recipe is gone.
+    Example metadata: {"sub_recipe": "data_validator", "recipe_id": "0199..."}.
+    """
+    ERROR_REASON_CHECKS_NOT_ALLOWED: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
+    Start it with `skip_checks`, or have them allowed.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It travels as `google.rpc.ErrorInfo.reason` (the name without its prefix, for example
@@ -233,5 +245,17 @@ Example metadata: {"extension": "time", "state": "restarting"}.
 ERROR_REASON_CALL_CANCELLED: ErrorReason.ValueType  # 27
 """ABORTED. The call was ended by a cancellation of its user's.
 Example metadata: {"call_id": "0199..."}.
+"""
+ERROR_REASON_RECIPE_INVALID: ErrorReason.ValueType  # 60
+"""INVALID_ARGUMENT. The file is no recipe; the description of `content` says what is wrong and where.
+Example metadata: {"line": "17", "column": "35"}.
+"""
+ERROR_REASON_SUB_RECIPE_MISSING: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. The recipe names a sub-recipe that is not bound, or whose recipe is gone.
+Example metadata: {"sub_recipe": "data_validator", "recipe_id": "0199..."}.
+"""
+ERROR_REASON_CHECKS_NOT_ALLOWED: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
+Start it with `skip_checks`, or have them allowed.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
