@@ -20,6 +20,7 @@ RUNNABLE_EXTENSIONS = frozenset({"stdio", "streamable_http"})
 """Types that a server outside goose can run."""
 
 STEP_ACTIONS = ("prompt", "tool", "sub_recipe", "parallel")
+RESERVED_STEPS = frozenset({"extensions", "prompt", "response"})
 MAX_STEPS = 64
 MAX_PARALLEL = 32
 MAX_PARAMETERS = 64
@@ -194,6 +195,8 @@ class _Checker:
         name = self._text(path, "name")
         if not _KEY.fullmatch(name):
             raise self._file.error((*path, "name"), "must match [A-Za-z_][A-Za-z0-9_]{0,63}")
+        if name in RESERVED_STEPS:
+            raise self._file.error((*path, "name"), f"{name!r} is the name of a step that there is anyway")
         if name in seen:
             raise self._file.error((*path, "name"), f"the step {name!r} is there twice")
         seen.add(name)

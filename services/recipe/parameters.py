@@ -100,3 +100,14 @@ def _as_json(value: Any, wanted: type, what: str) -> Any:
     if not isinstance(value, wanted):
         raise ParameterFaultError(f"must be {what}")
     return value
+
+
+def whole(value: Any) -> Any:
+    """Give a JSON value with doubles that hold whole numbers as such: `google.protobuf.Value` has doubles alone."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    if isinstance(value, dict):
+        return {key: whole(one) for key, one in value.items()}
+    return value

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from gaggle.recipe.v1 import execution_pb2, recipe_pb2
+from gaggle.recipe.v1 import execution_pb2, execution_service_pb2, recipe_pb2
 from services.runtime.requests import valid_id
 from services.runtime.validation import ID_RULE, Violations
 
@@ -12,6 +12,7 @@ MAX_TAGS = 16
 MAX_TAG_BYTES = 64
 MAX_TEXT_BYTES = 256
 MAX_SUB_RECIPES = 32
+MAX_PARAMETERS_BYTES = 256 * 1024
 MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
 
 
@@ -72,6 +73,12 @@ def options(violations: Violations, given: recipe_pb2.ExecutionOptions) -> None:
         seconds = given.timeout.seconds
         ok = 1 <= seconds <= MAX_TIMEOUT_SECONDS
         violations.check(ok=ok, field="options.timeout", what="from one second to 30 days")
+
+
+def parameters(violations: Violations, request: execution_service_pb2.StartExecutionRequest) -> None:
+    """Check the values of parameters, as far as that needs no recipe."""
+    size = sum(len(key.encode()) + value.ByteSize() for key, value in request.parameters.items())
+    violations.check(ok=size <= MAX_PARAMETERS_BYTES, field="parameters", what="at most 256 KiB in all")
 
 
 def statuses(violations: Violations, given: Collection[int]) -> None:

@@ -15,6 +15,7 @@ from dapr.proto.runtime.v1 import (
     pubsub_pb2,
     secret_pb2,
     state_pb2,
+    workflow_pb2,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "pubsub_pb2",
     "secret_pb2",
     "state_pb2",
+    "workflow_pb2",
 ]

@@ -292,7 +292,7 @@ class ExecutionStep(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique in the execution, and the same in every replay: its place in the plan, for example "1.clean.0.prompt"."""
+    """Unique in the execution: its place in the plan, for example "2/0"; the second attempt of a recipe begins with "try2/"."""
     name: _builtins.str
     kind: Global___StepKind.ValueType
     status: Global___StepStatus.ValueType

@@ -226,7 +226,9 @@ class RecipeDefinition(_message.Message):
     def retry(self) -> Global___Retry: ...
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
-        """What to do, in order. Empty: each sub-recipe, then the prompt. An addition of this service; goose ignores it."""
+        """What to do before the prompt, in order. Empty: run each sub-recipe, and tell the prompt what they answered. An
+        addition of this service; goose ignores it.
+        """
 
     def __init__(
         self,
@@ -585,8 +587,8 @@ class Step(_message.Message):
     PARALLEL_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique in the recipe; [A-Za-z_][A-Za-z0-9_]*, at most 64 bytes. Later steps find its result as
-    `{{ steps.<name>.result }}`.
+    """Unique in the recipe; [A-Za-z_][A-Za-z0-9_]*, at most 64 bytes. Later steps find its answer as
+    `{{ steps.<name>.result }}`, and what it holds as `{{ steps.<name>.data }}` where it is JSON.
     """
     prompt: _builtins.str
     """A turn of the agent in the execution's conversation."""

@@ -28,7 +28,7 @@ from gaggle.runtime.state.v1 import entity_pb2 as gaggle_dot_runtime_dot_state_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gaggle/recipe/state/v1/document.proto\x12\x16gaggle.recipe.state.v1\x1a gaggle/recipe/v1/execution.proto\x1a\x1dgaggle/recipe/v1/recipe.proto\x1a$gaggle/runtime/state/v1/entity.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\nRecipeHead\x12/\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x1f.gaggle.runtime.state.v1.Entity\x12(\n\x06recipe\x18\x02 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\x12L\n\x0esub_recipe_ids\x18\x03 \x03(\x0b\x32\x34.gaggle.recipe.state.v1.RecipeHead.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\rRecipeContent\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05title\x18\x04 \x01(\t\"\x1f\n\tNameEntry\x12\x12\n\nrecipe_ids\x18\x01 \x03(\t\"\xa6\x01\n\x0cRecipeAnswer\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0e\x43ontentCleanUp\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x10\n\x08versions\x18\x04 \x01(\r\"\xde\x01\n\rExecutionHead\x12/\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x1f.gaggle.runtime.state.v1.Entity\x12.\n\texecution\x18\x02 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\x12.\n\x05steps\x18\x03 \x03(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06nudges\x18\x05 \x01(\r\">\n\x04Plan\x12\x36\n\x07recipes\x18\x01 \x03(\x0b\x32%.gaggle.recipe.state.v1.PlannedRecipe\"\xdf\x01\n\rPlannedRecipe\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rdocument_json\x18\x03 \x01(\t\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12J\n\x0bsub_recipes\x18\x05 \x03(\x0b\x32\x35.gaggle.recipe.state.v1.PlannedRecipe.SubRecipesEntry\x1a\x31\n\x0fSubRecipesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"T\n\nStepRecord\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12\x17\n\x0fparameters_json\x18\x02 \x01(\t\"\x1f\n\x07Waiting\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gaggle/recipe/state/v1/document.proto\x12\x16gaggle.recipe.state.v1\x1a gaggle/recipe/v1/execution.proto\x1a\x1dgaggle/recipe/v1/recipe.proto\x1a$gaggle/runtime/state/v1/entity.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\nRecipeHead\x12/\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x1f.gaggle.runtime.state.v1.Entity\x12(\n\x06recipe\x18\x02 \x01(\x0b\x32\x18.gaggle.recipe.v1.Recipe\x12L\n\x0esub_recipe_ids\x18\x03 \x03(\x0b\x32\x34.gaggle.recipe.state.v1.RecipeHead.SubRecipeIdsEntry\x1a\x33\n\x11SubRecipeIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\rRecipeContent\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05title\x18\x04 \x01(\t\"\x1f\n\tNameEntry\x12\x12\n\nrecipe_ids\x18\x01 \x03(\t\"\xa6\x01\n\x0cRecipeAnswer\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0e\x43ontentCleanUp\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\trecipe_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x10\n\x08versions\x18\x04 \x01(\r\"\xe0\x01\n\rExecutionHead\x12/\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x1f.gaggle.runtime.state.v1.Entity\x12.\n\texecution\x18\x02 \x01(\x0b\x32\x1b.gaggle.recipe.v1.Execution\x12.\n\x05steps\x18\x03 \x03(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62ranches\x18\x05 \x03(\t\"r\n\x04Plan\x12\x36\n\x07recipes\x18\x01 \x03(\x0b\x32%.gaggle.recipe.state.v1.PlannedRecipe\x12\x32\n\x05steps\x18\x02 \x03(\x0b\x32#.gaggle.recipe.state.v1.PlannedStep\"\x98\x01\n\x0bPlannedStep\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x11\n\tparent_id\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\r\x12\x0c\n\x04name\x18\x05 \x01(\t\x12(\n\x04kind\x18\x06 \x01(\x0e\x32\x1a.gaggle.recipe.v1.StepKind\x12\x13\n\x0b\x61\x63tion_json\x18\x07 \x01(\t\"\xdf\x01\n\rPlannedRecipe\x12\x11\n\trecipe_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rdocument_json\x18\x03 \x01(\t\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12J\n\x0bsub_recipes\x18\x05 \x03(\x0b\x32\x35.gaggle.recipe.state.v1.PlannedRecipe.SubRecipesEntry\x1a\x31\n\x0fSubRecipesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"T\n\nStepRecord\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1f.gaggle.recipe.v1.ExecutionStep\x12\x17\n\x0fparameters_json\x18\x02 \x01(\t\"\x1f\n\x07Waiting\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\"\x9d\x01\n\x0f\x45xecutionAnswer\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.gaggle.recipe.v1.ExecutionStatus\".\n\x05Nudge\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,15 +52,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTENTCLEANUP']._serialized_start=787
   _globals['_CONTENTCLEANUP']._serialized_end=878
   _globals['_EXECUTIONHEAD']._serialized_start=881
-  _globals['_EXECUTIONHEAD']._serialized_end=1103
-  _globals['_PLAN']._serialized_start=1105
-  _globals['_PLAN']._serialized_end=1167
-  _globals['_PLANNEDRECIPE']._serialized_start=1170
-  _globals['_PLANNEDRECIPE']._serialized_end=1393
-  _globals['_PLANNEDRECIPE_SUBRECIPESENTRY']._serialized_start=1344
-  _globals['_PLANNEDRECIPE_SUBRECIPESENTRY']._serialized_end=1393
-  _globals['_STEPRECORD']._serialized_start=1395
-  _globals['_STEPRECORD']._serialized_end=1479
-  _globals['_WAITING']._serialized_start=1481
-  _globals['_WAITING']._serialized_end=1512
+  _globals['_EXECUTIONHEAD']._serialized_end=1105
+  _globals['_PLAN']._serialized_start=1107
+  _globals['_PLAN']._serialized_end=1221
+  _globals['_PLANNEDSTEP']._serialized_start=1224
+  _globals['_PLANNEDSTEP']._serialized_end=1376
+  _globals['_PLANNEDRECIPE']._serialized_start=1379
+  _globals['_PLANNEDRECIPE']._serialized_end=1602
+  _globals['_PLANNEDRECIPE_SUBRECIPESENTRY']._serialized_start=1553
+  _globals['_PLANNEDRECIPE_SUBRECIPESENTRY']._serialized_end=1602
+  _globals['_STEPRECORD']._serialized_start=1604
+  _globals['_STEPRECORD']._serialized_end=1688
+  _globals['_WAITING']._serialized_start=1690
+  _globals['_WAITING']._serialized_end=1721
+  _globals['_EXECUTIONANSWER']._serialized_start=1724
+  _globals['_EXECUTIONANSWER']._serialized_end=1881
+  _globals['_NUDGE']._serialized_start=1883
+  _globals['_NUDGE']._serialized_end=1929
 # @@protoc_insertion_point(module_scope)

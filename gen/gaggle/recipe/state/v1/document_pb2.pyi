@@ -204,9 +204,7 @@ class ExecutionHead(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
-    NUDGES_FIELD_NUMBER: _builtins.int
-    nudges: _builtins.int
-    """Goes up whenever a workflow is to be woken."""
+    BRANCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entity(self) -> _entity_pb2.Entity: ...
     @_builtins.property
@@ -221,6 +219,10 @@ class ExecutionHead(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When it has to have ended."""
 
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Workflows that run branches of it, beside its own."""
+
     def __init__(
         self,
         *,
@@ -228,11 +230,11 @@ class ExecutionHead(_message.Message):
         execution: _execution_pb2.Execution | None = ...,
         steps: _abc.Iterable[_execution_pb2.ExecutionStep] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
-        nudges: _builtins.int = ...,
+        branches: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "entity", b"entity", "execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "entity", b"entity", "execution", b"execution", "nudges", b"nudges", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "deadline", b"deadline", "entity", b"entity", "execution", b"execution", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,22 +247,70 @@ class Plan(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECIPES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def recipes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedRecipe]:
         """The first is the one that was started."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedStep]:
+        """Those of further attempts are added when they begin."""
 
     def __init__(
         self,
         *,
         recipes: _abc.Iterable[Global___PlannedRecipe] | None = ...,
+        steps: _abc.Iterable[Global___PlannedStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recipes", b"recipes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recipes", b"recipes", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class PlannedStep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACTION_JSON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its place, for example "2/0"; the second attempt of a recipe begins with "try2/"."""
+    scope: _builtins.str
+    """The part of the id that steps of one run of one recipe have in common: whose results they see."""
+    parent_id: _builtins.str
+    """The step that it is below; empty: none."""
+    recipe: _builtins.int
+    """Its recipe's place in `recipes`."""
+    name: _builtins.str
+    kind: _execution_pb2.StepKind.ValueType
+    action_json: _builtins.str
+    """What to do, as JSON, with templates."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        scope: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
+        recipe: _builtins.int = ...,
+        name: _builtins.str = ...,
+        kind: _execution_pb2.StepKind.ValueType = ...,
+        action_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_json", b"action_json", "id", b"id", "kind", b"kind", "name", b"name", "parent_id", b"parent_id", "recipe", b"recipe", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedStep: _TypeAlias = PlannedStep  # noqa: Y015
 
 @_typing.final
 class PlannedRecipe(_message.Message):
@@ -364,3 +414,58 @@ class Waiting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class ExecutionAnswer(_message.Message):
+    """The first answer to a change of an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    revision: _builtins.int
+    status: _execution_pb2.ExecutionStatus.ValueType
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        status: _execution_pb2.ExecutionStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "execution_id", b"execution_id", "revision", b"revision", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutionAnswer: _TypeAlias = ExecutionAnswer  # noqa: Y015
+
+@_typing.final
+class Nudge(_message.Message):
+    """An execution whose workflow is to be started, woken or stopped, as its head says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    execution_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Nudge: _TypeAlias = Nudge  # noqa: Y015
