@@ -23,6 +23,7 @@ from services.runtime.validation import Violations
 _WORKERS = ("agent", "recipe")
 
 EXTENSION_ACCESS: dict[str, Access] = {
+    "RegisterExtension": user_or("recipe"),
     "GetExtension": user_or(*_WORKERS),
     "ListExtensions": user_or(*_WORKERS),
     "LoadExtension": user_or(*_WORKERS),
