@@ -9,6 +9,7 @@ import sys
 import typer
 
 from cli import audit, database, mesh_commands, token_command, tools
+from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
@@ -31,6 +32,7 @@ app.add_typer(database.app, name="db")
 app.add_typer(audit.app, name="audit")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
+agent_commands.register(app)
 demo_command.register(app)
 
 

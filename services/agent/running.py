@@ -499,26 +499,10 @@ class TurnRun:
         message = self._assistant_message(text, thinking, calls, counted, model)
         if finished.truncated:
             message.metadata["finish_reason"] = "length"
-        messages = [message]
         fault = "" if calls else self._schema_fault(text)
-        if fault:
-            if self.turn.schema_failures + 1 >= _SCHEMA_ATTEMPTS:
-                reason = error_reason_pb2.ERROR_REASON_MODEL_RESPONSE_INVALID
-                self.turn.ending = _FAILED
-                self.turn.error.CopyFrom(failure_of(code_pb2.FAILED_PRECONDITION, reason, fault))
-            else:
-                messages.append(self._schema_reminder(number, fault))
-        messages += self._confirmations(number, calls)
+        messages = [message, *self._after_fault(number, fault), *self._confirmations(number, calls)]
         self._emit(usage=turn_pb2.UsageReported(model=self._model.name, usage=counted))
-        for call in calls:
-            self._emit(
-                tool_call=turn_pb2.ToolCallRequested(
-                    call_id=call.id, name=call.name, arguments_json=call.arguments_json
-                )
-            )
-        for call in calls:
-            if call.status == _WAITING:
-                self._emit(approval_requested=self._approval_request(call))
+        self._emit_calls(calls)
         last = not calls and not fault
         ending, error = self.turn.ending, self.turn.error
         day = today()
@@ -552,6 +536,25 @@ class TurnRun:
         self._step_text = []
         await self._append_pending()
         return last or bool(ending)
+
+    def _emit_calls(self, calls: Sequence[document_pb2.ToolCallDocument]) -> None:
+        for call in calls:
+            told_call = turn_pb2.ToolCallRequested(call_id=call.id, name=call.name, arguments_json=call.arguments_json)
+            self._emit(tool_call=told_call)
+        for call in calls:
+            if call.status == _WAITING:
+                self._emit(approval_requested=self._approval_request(call))
+
+    def _after_fault(self, number: int, fault: str) -> list[message_pb2.Message]:
+        """Ask for an answer that meets the schema; or, once that was asked for often enough, end the turn."""
+        if not fault:
+            return []
+        if self.turn.schema_failures + 1 < _SCHEMA_ATTEMPTS:
+            return [self._schema_reminder(number, fault)]
+        reason = error_reason_pb2.ERROR_REASON_MODEL_RESPONSE_INVALID
+        self.turn.ending = _FAILED
+        self.turn.error.CopyFrom(failure_of(code_pb2.FAILED_PRECONDITION, reason, fault))
+        return []
 
     def _calls(self, asked: Sequence[CalledTool]) -> list[document_pb2.ToolCallDocument]:
         """Enter the calls that a model asks for; each gets an id that is unique in its turn."""

@@ -252,21 +252,18 @@ class Turns:
             if turn is None or turn.status in ENDED or document is None:
                 unwatch(transaction, watched, user_id, turn_id)
                 return None
-            if after_attempt is not None and turn.attempt != after_attempt:
-                return None
             if turn.status == turn_pb2.TURN_STATUS_QUEUED and document.active_turn_id != turn_id:
-                if not ending:
-                    return None
-                document.queue.remove(turn_id)
-                transaction.put(lane, document)
-                self.write_end(transaction, turn, ending, [])
+                if ending:
+                    document.queue.remove(turn_id)
+                    transaction.put(lane, document)
+                    self.write_end(transaction, turn, ending, [])
                 return None
-            if turn.ending and ending:
+            other = after_attempt is not None and turn.attempt != after_attempt
+            waits = turn.status == turn_pb2.TURN_STATUS_WAITING_APPROVAL and not ending
+            if other or waits or (turn.ending and ending):
                 return None
             turn.ending = ending or turn.ending
             turn.partial_text = partial_text or turn.partial_text
-            if turn.status == turn_pb2.TURN_STATUS_WAITING_APPROVAL and not ending:
-                return None
             _resume_clock(turn)
             _take_up(turn)
             watch(transaction, watched, user_id, turn_id)

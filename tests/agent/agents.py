@@ -67,9 +67,9 @@ class Turns:
         response = await self.conversations.ListMessages(request, metadata=self.metadata, timeout=TIMEOUT_SECONDS)
         return list(response.messages)
 
-    async def stream(self, *, replica: int = 0, timeout: float = TIMEOUT_SECONDS, **fields: Any) -> AsyncIterator[Any]:
+    async def stream(self, *, replica: int = 0, seconds: float = TIMEOUT_SECONDS, **fields: Any) -> AsyncIterator[Any]:
         """Chat; close the iterator to leave."""
-        call = self.stubs[replica].Chat(api.ChatRequest(**fields), metadata=self.metadata, timeout=timeout)
+        call = self.stubs[replica].Chat(api.ChatRequest(**fields), metadata=self.metadata, timeout=seconds)
         try:
             async for response in call:
                 yield response.event
@@ -104,7 +104,7 @@ class Turns:
         while True:
             left = max(ends - asyncio.get_running_loop().time(), 0.1)
             try:
-                async for event in self.stream(replica=replica, timeout=left, after_position=position, **fields):
+                async for event in self.stream(replica=replica, seconds=left, after_position=position, **fields):
                     events.append(event)
                     position = max(position, event.position)
                     if event.WhichOneof("event") == "ended":

@@ -127,7 +127,7 @@ class ScriptedModel:
         if not gate:
             return
         self.waiting[gate] += 1
-        while gate not in self._opened:
+        while gate not in self._opened:  # noqa: ASYNC110 - opened from another thread
             await asyncio.sleep(0.01)
 
 

@@ -91,7 +91,7 @@ async def test_same_request_again(turns: Turns, scripted: ScriptedModel) -> None
     """The same request_id and body streams the same turn again, from any position; another body is refused."""
     conversation = await turns.conversation()
     question = script({"text": "Only once, please", "pieces": 5}, mark=conversation)
-    fields = {"conversation_id": conversation, "model": SCRIPTED, "request_id": f"again-{conversation}"}
+    fields: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED, "request_id": f"again-{conversation}"}
     events = await turns.chat(question, **fields)
     again = await turns.chat(question, replica=1, **fields)
     assert (kinds(again), text(again)) == (kinds(events), text(events))
@@ -109,7 +109,7 @@ async def test_turn_goes_on_without_its_caller(turns: Turns, scripted: ScriptedM
     """A caller who leaves does not end the turn; another replica streams it on, with the half that was missed."""
     conversation = await turns.conversation()
     gate = f"gate-{conversation}"
-    fields = {
+    fields: dict[str, Any] = {
         "conversation_id": conversation,
         "model": SCRIPTED,
         "request_id": f"left-{conversation}",
@@ -136,7 +136,7 @@ async def test_policies_for_a_second_turn(turns: Turns, scripted: ScriptedModel)
     """A second turn is refused, waits, or takes the first one's place, as the conversation's policy says."""
     conversation = await turns.conversation()
     gate = f"gate-{conversation}"
-    fields = {"conversation_id": conversation, "model": SCRIPTED}
+    fields: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED}
     first = said(script({"text": "first one", "pieces": 2, "gate": gate}))
     await turns.until("text_delta", request_id=f"1-{conversation}", message=first, **fields)
     answer = await refused(turns.chat(script({"text": "x"}), replica=1, **fields))
@@ -169,7 +169,7 @@ async def test_policies_for_a_second_turn(turns: Turns, scripted: ScriptedModel)
 async def test_cancel(turns: Turns) -> None:
     """A cancelled turn keeps what it said, ends for all who watch, and frees the conversation."""
     conversation = await turns.conversation()
-    fields = {"conversation_id": conversation, "model": SCRIPTED}
+    fields: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED}
     question = said(script({"text": "a long story", "pieces": 2, "gate": f"never-{conversation}"}))
     begun = await turns.until("text_delta", request_id=f"c-{conversation}", message=question, **fields)
 
@@ -252,7 +252,9 @@ async def test_step_limit(turns: Turns) -> None:
         options=api.ChatOptions(max_steps=3),
     )
     assert ended(events).error.reason == "TURN_LIMIT_REACHED"
-    answers = [event.tool_result.response.result.content[0].text.text for event in events if event.HasField("tool_result")]
+    answers = [
+        event.tool_result.response.result.content[0].text.text for event in events if event.HasField("tool_result")
+    ]
     assert answers == ["1", "2", "3"]
     ids = {event.tool_result.call_id for event in events if event.HasField("tool_result")}
     assert len(ids) == 3
@@ -274,7 +276,7 @@ async def test_offline_model(turns: Turns, effects: Callable[[], list[str]]) -> 
 async def test_two_users_do_not_meet(turns: Turns, stranger: Turns) -> None:
     """Another user's turns and conversations are not there; the same request_id is theirs to use."""
     conversation = await turns.conversation()
-    fields = {"request_id": "mine"}
+    fields: dict[str, Any] = {"request_id": "mine"}
     mine = await turns.chat("say mine", conversation_id=conversation, **fields)
     for call in (
         stranger("GetTurn", turn_id="mine"),
@@ -294,9 +296,7 @@ async def test_images_and_steering(turns: Turns, scripted: ScriptedModel) -> Non
     conversation = await turns.conversation()
     picture = message_pb2.ContentPart(image=message_pb2.ImageContent(data=b"\x89PNG", mime_type="image/png"))
     message = [*said(f"look {conversation}"), picture]
-    events = [
-        event async for event in turns.stream(conversation_id=conversation, model=SCRIPTED, message=message)
-    ]
+    events = [event async for event in turns.stream(conversation_id=conversation, model=SCRIPTED, message=message)]
     assert ended(events).status == COMPLETED
     (asked,) = scripted.asked(conversation)
     assert asked["messages"][-1]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")

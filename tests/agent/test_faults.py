@@ -1,4 +1,4 @@
-"""Processes that are killed or stalled in the middle of a turn: it ends, once, and no tool that has answered runs again."""
+"""Processes killed or stalled in the middle of a turn: it ends, once, and no tool that has answered runs again."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def _gated(turns: Turns, **answer: Any) -> tuple[str, str, dict[str, Any]]
     conversation = await turns.conversation()
     gate = f"gate-{conversation}"
     question = script({"text": "first second", "pieces": 2, "gate": gate, **answer})
-    fields = {
+    fields: dict[str, Any] = {
         "conversation_id": conversation,
         "model": SCRIPTED,
         "request_id": f"t-{conversation}",
@@ -75,7 +75,7 @@ async def test_tools_that_answered_do_not_run_again(
     conversation = await turns.conversation()
     gate = f"gate-{conversation}"
     calls = [["", "odd__append", json.dumps({"path": effects.path, "text": str(number)})] for number in range(4)]
-    fields = {
+    fields: dict[str, Any] = {
         "conversation_id": conversation,
         "model": SCRIPTED,
         "extensions": ["odd"],
@@ -104,7 +104,7 @@ async def test_killed_while_a_tool_runs(agents: Mesh, turns: Turns, tmp_path: Pa
         ["", "odd__append", json.dumps({"path": effects.path, "text": "once"})],
         ["", "odd__slow", slow],
     ]
-    fields = {
+    fields: dict[str, Any] = {
         "conversation_id": conversation,
         "model": SCRIPTED,
         "extensions": ["odd"],
@@ -126,7 +126,7 @@ async def test_extension_service_killed_in_a_call(agents: Mesh, turns: Turns, tm
     await turns.load_odd()
     conversation = await turns.conversation()
     slow = json.dumps({"seconds": 1.5, "mark": str(tmp_path / "slow")})
-    fields = {
+    fields: dict[str, Any] = {
         "conversation_id": conversation,
         "model": SCRIPTED,
         "extensions": ["odd"],
@@ -189,7 +189,7 @@ def _long_conversation() -> list[str]:
     for file in sorted(_LOCOMO.glob("*.json")) if _LOCOMO.is_dir() else ():
         found = json.loads(file.read_text())
         found = found.get("conversation", found) if isinstance(found, dict) else {}
-        sessions = sorted((key for key in found if key.startswith("session_") and isinstance(found[key], list)))
+        sessions = sorted(key for key in found if key.startswith("session_") and isinstance(found[key], list))
         texts += [str(one.get("text", "")) for key in sessions for one in found[key]]
         if len(texts) >= 600:
             return [one or "..." for one in texts[:600]]
@@ -207,7 +207,7 @@ async def test_chat_without_the_state_store(agents: Mesh, turns: Turns, effects:
             conversation_id=conversation, messages=[text_message(one) for one in texts[start : start + 300]]
         )
         await turns.conversations.AppendMessages(append, metadata=turns.metadata, timeout=30)
-    fields = {"conversation_id": conversation, "model": SCRIPTED, "extensions": ["odd"]}
+    fields: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED, "extensions": ["odd"]}
     before = await turns.chat(script({"text": "with history"}), **fields)
     assert before[0].started.history == turn_pb2.HISTORY_AVAILABLE
     calls = [["", "odd__append", json.dumps({"path": effects.path, "text": "must not run"})]]

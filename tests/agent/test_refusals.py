@@ -118,8 +118,10 @@ async def test_what_is_not_there(turns: Turns, method: str, fields: dict[str, An
     assert (await refused(turns(method, **fields))).code == "NOT_FOUND"
 
 
-@pytest.mark.parametrize("fields", [{"conversation_id": "none"}, {"session_id": "none"}], ids=["conversation", "session"])
-async def test_chat_where_nothing_is(turns: Turns, fields: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "fields", [{"conversation_id": "none"}, {"session_id": "none"}], ids=["conversation", "session"]
+)
+async def test_chat_where_nothing_is(turns: Turns, fields: dict[str, Any]) -> None:
     """A turn in a conversation or session that does not exist is refused before anything is kept."""
     answer = await refused(turns.chat("say x", request_id="r", **fields))
     assert answer.code == "NOT_FOUND"

@@ -25,7 +25,9 @@ async def _events(mesh: Mesh, turns: Turns, entity_id: str, count: int) -> list[
         found: list[Any] = []
 
         async def there() -> bool:
-            request = audit_service_pb2.ListEventsRequest(entity_id=entity_id, page_size=100)
+            request = audit_service_pb2.ListEventsRequest(
+                filter=audit_service_pb2.EventFilter(entity_id=entity_id), page_size=100
+            )
             try:
                 response = await stub.ListEvents(request, metadata=turns.metadata, timeout=20)
             except grpc.aio.AioRpcError:

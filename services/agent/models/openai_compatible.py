@@ -28,7 +28,6 @@ _REFUSED = error_reason_pb2.ERROR_REASON_MODEL_REFUSED
 _UNAVAILABLE = error_reason_pb2.ERROR_REASON_MODEL_UNAVAILABLE
 _REJECTED = error_reason_pb2.ERROR_REASON_MODEL_REQUEST_REJECTED
 _KEY_REJECTED = error_reason_pb2.ERROR_REASON_MODEL_KEY_REJECTED
-_SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "account_deactivated"})
 _CONNECT_SECONDS = 10.0
 _MOST_PARALLEL_CALLS = 64
 
@@ -199,23 +198,31 @@ def model_error(error: openai.OpenAIError) -> ModelError:
     """Say of a failure of the client which of ours it is."""
     if isinstance(error, openai.APIConnectionError):
         return ModelError(_UNAVAILABLE, "the endpoint can't be reached, or is too slow")
-    code = getattr(error, "code", None) or getattr(error, "type", None)
+    status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR
+    code = str(getattr(error, "code", None) or getattr(error, "type", None) or "")
     text = str(getattr(error, "message", "")) or type(error).__name__
-    status = getattr(error, "status_code", None)
-    if code in _SPENT:
-        return ModelError(_KEY_REJECTED, text)
-    if code == "content_filter":
-        return ModelError(_REFUSED, text)
-    if status == HTTPStatus.TOO_MANY_REQUESTS or code == "rate_limit_exceeded":
-        return ModelError(_RATE_LIMITED, text, retry_after_seconds=_retry_after(error))
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PAYMENT_REQUIRED}:
-        return ModelError(_KEY_REJECTED, "the endpoint does not take the deployment's key")
-    if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _REPEATABLE:
-        return ModelError(_UNAVAILABLE, text, retry_after_seconds=_retry_after(error))
-    return ModelError(_REJECTED, text)
+    reason = _BY_CODE.get(code) or _BY_STATUS.get(status)
+    if reason is None:
+        away = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        reason = _UNAVAILABLE if away else _REJECTED
+    if status in _KEY_STATUSES:
+        # The provider's words may hold a piece of the key.
+        text = "the endpoint does not take the deployment's key"
+    return ModelError(reason, text, retry_after_seconds=_retry_after(error))
 
 
-_REPEATABLE = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT})
+_KEY_STATUSES = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PAYMENT_REQUIRED})
+_BY_CODE = {
+    **dict.fromkeys(("insufficient_quota", "billing_hard_limit_reached", "account_deactivated"), _KEY_REJECTED),
+    "content_filter": _REFUSED,
+    "rate_limit_exceeded": _RATE_LIMITED,
+}
+_BY_STATUS = {
+    HTTPStatus.TOO_MANY_REQUESTS: _RATE_LIMITED,
+    HTTPStatus.REQUEST_TIMEOUT: _UNAVAILABLE,
+    HTTPStatus.CONFLICT: _UNAVAILABLE,
+    **dict.fromkeys(_KEY_STATUSES, _KEY_REJECTED),
+}
 
 
 def _retry_after(error: openai.OpenAIError) -> float | None:
