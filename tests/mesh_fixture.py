@@ -42,11 +42,15 @@ _PREFIX = "gaggle-test-"
 _STOP_SECONDS = 60.0
 _BACK_SECONDS = 30.0
 
+MAX_CONNECTIONS = 5
+"""Of one user's extensions."""
+
 _EXTENSIONS = {
     "GAGGLE_STDIO_COMMANDS": servers.COMMANDS,
     "GAGGLE_HTTP_ALLOWED_HOSTS": "localhost",
     "GAGGLE_STDIO_PATH": os.environ.get("PATH", ""),
     "GAGGLE_USER_SECRETS": "TEST_SECRET,MISSING_SECRET",
+    "GAGGLE_MAX_CONNECTIONS_PER_USER": str(MAX_CONNECTIONS),
 }
 """What extensions of a mesh under test may run, connect to and ask for."""
 

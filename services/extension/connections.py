@@ -11,7 +11,7 @@ anew has another process id and holds nothing of its past.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -54,6 +54,9 @@ class Live:
 
     failures: int
     """Deaths in a row before it."""
+
+    loading: bool
+    """It is not yet noted that the extension is loaded."""
 
     answered: bool = False
     used_at: float = field(default_factory=time.monotonic)
@@ -139,7 +142,8 @@ class Connections:
         if view.post != self.post and not await self._store.claim_post(view, self.post):
             raise MovedError
         connection = Connection(transport, max_calls=self._settings.max_calls_per_connection)
-        live = Live(key, connection, view.registration.version, view.own.connection.failures if view.own else 0)
+        failures = view.own.connection.failures if view.own else 0
+        live = Live(key, connection, view.registration.version, failures, loading=view.state != domain.LOADED)
         try:
             await connection.open(self._settings.start_timeout_seconds)
         except BaseException as error:
@@ -237,19 +241,26 @@ class Connections:
         for live in self._live.values():
             by_user.setdefault(live.key[0], []).append(live)
         for user_id, lives in by_user.items():
-            views = await self._store.views(user_id, [one.key[1] for one in lives])
-            current = {one.extension_id: one for one in views}
-            for live in lives:
-                why = self._why_to_close(live, current.get(live.key[1]))
-                if why and self._live.get(live.key) is live:
-                    _log.info("extension_closed", extension=live.key[1], user=user_id, why=why)
-                    await self.close(live.key)
+            await self._check(user_id, lives)
+
+    async def recheck(self, user_id: str, extension_id: str) -> None:
+        """The same for one extension, now."""
+        if (live := self._live.get((user_id, extension_id))) is not None:
+            await self._check(user_id, [live])
+
+    async def _check(self, user_id: str, lives: Sequence[Live]) -> None:
+        views = await self._store.views(user_id, [one.key[1] for one in lives])
+        current = {one.extension_id: one for one in views}
+        for live in lives:
+            why = self._why_to_close(live, current.get(live.key[1]))
+            if why and self._live.get(live.key) is live:
+                _log.info("extension_closed", extension=live.key[1], user=user_id, why=why)
+                await self.close(live.key)
 
     def _why_to_close(self, live: Live, view: View | None) -> str:
         if view is None or view.state == domain.UNLOADED:
             # One that is being loaded is not yet noted as loaded.
-            young = time.monotonic() - live.used_at < self._settings.check_seconds
-            return "" if view is not None and young else "unloaded"
+            return "" if view is not None and view.registration.enabled and live.loading else "unloaded"
         if view.registration.version != live.version:
             return "changed"
         if view.post is None or view.post.process != self.post.process:
@@ -361,7 +372,10 @@ class Connections:
                 draft.answer = answer(connection, count)
             return draft if draft.events or request_id else draft.answer
 
-        return await self._store.change(view.user_id, view.user_id, view.extension_id, request_id, digest, apply)
+        try:
+            return await self._store.change(view.user_id, view.user_id, view.extension_id, request_id, digest, apply)
+        finally:
+            live.loading = False
 
     def _later(self, work: Any) -> None:
         task = asyncio.create_task(work)

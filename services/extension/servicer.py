@@ -75,12 +75,15 @@ class ExtensionServicer(api_grpc.ExtensionServiceServicer):
         if request.HasField("config"):
             validation.config(violations, request.config)
         extension_id = await self._named(request, violations)
-        return await self._registry.update(current_caller(), extension_id, request)
+        answer = await self._registry.update(current_caller(), extension_id, request)
+        await self._use.changed(current_caller().user_id, extension_id)
+        return answer
 
     async def DeleteExtension(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         validation.named(request).raise_if_any()
         await self._registry.delete(current_caller(), request)
+        await self._use.changed(current_caller().user_id, request.extension_id)
         return api.DeleteExtensionResponse()
 
     async def LoadExtension(self, request: Any, context: Any) -> Any:

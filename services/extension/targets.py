@@ -20,6 +20,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
+# IETF protocol assignments (RFC 6890), of which Python's versions think differently.
+_PROTOCOLS = ipaddress.IPv4Network("192.0.0.0/24")
 _LOW_32_BITS = 0xFFFFFFFF
 
 
@@ -61,17 +63,20 @@ def is_public(address: Address) -> bool:
 
     An IPv6 address that stands for an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo) is judged by that too.
     """
-    inner: Address | None = None
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id or address.is_site_local:
             return False
-        if address in _NAT64 or address in _COMPATIBLE:
-            inner = ipaddress.IPv4Address(int(address) & _LOW_32_BITS)
-        inner = inner or address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-    if inner is not None and not is_public(inner):
+        # These stand for an IPv4 address and for nothing else ...
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & _LOW_32_BITS))
+        # ... and these pass through one.
+        inner = address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if address in _COMPATIBLE or (inner is not None and not is_public(inner)):
+            return False
+    elif address in _PROTOCOLS:
         return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return True
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

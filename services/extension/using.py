@@ -114,6 +114,10 @@ class Use:
         view = await self._store.view(caller.user_id, extension_id)
         return await self._at_holder(view, "UnloadExtension", request, here, passed_on=passed_on)
 
+    async def changed(self, user_id: str, extension_id: str) -> None:
+        """End a connection to what has just been changed, if it is held here; elsewhere it is seen within seconds."""
+        await self._connections.recheck(user_id, extension_id)
+
     # -- tools
 
     async def tools(

@@ -56,7 +56,9 @@ class Asker:
         async for response in self.stream(tool_name, arguments, **fields):
             yield response
 
-    async def call(self, tool_name: str, arguments: dict[str, Any] | None = None, **fields: Any) -> api.CallToolResponse:
+    async def call(
+        self, tool_name: str, arguments: dict[str, Any] | None = None, **fields: Any
+    ) -> api.CallToolResponse:
         """Call a tool, and give the outcome."""
         outcome: api.CallToolResponse | None = None
         async for response in self.responses(tool_name, arguments, **fields):

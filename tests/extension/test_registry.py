@@ -12,6 +12,7 @@ from gaggle.extension.v1 import extension_service_pb2 as api
 from tests.conditions import eventually
 from tests.conversation.talking import refused
 from tests.extension.asking import Asker, http, odd, stdio
+from tests.extension.log import events_of, read_model
 from tests.mcp_servers import servers
 from tests.mesh_fixture import Mesh
 
@@ -210,7 +211,7 @@ async def test_events_tell_of_it_in_order(mesh: Mesh, asker: Asker, user: str) -
     ]  # fmt: skip
 
     async def told() -> list[Any]:
-        events = await asyncio.to_thread(_events, mesh, user)
+        events = await events_of(mesh, user)
         return events if len(events) == len(wanted) else []
 
     events = await eventually(told, within=30, what="seven events in the log")
@@ -218,25 +219,7 @@ async def test_events_tell_of_it_in_order(mesh: Mesh, asker: Asker, user: str) -
     assert "do-not-tell" not in str(events)
     assert {one["data"]["name"] for one in events} == {"told"}
     assert events[1]["data"]["server"] == {"name": "odd", "version": "1.0", "protocolVersion": "2026-07-28"}
-    row = await asyncio.to_thread(_read_model, mesh, user)
-    assert row == ("told", "deleted", "stdio")
-
-
-def _events(mesh: Mesh, user: str) -> list[dict[str, Any]]:
-    import psycopg
-    from psycopg.rows import dict_row
-
-    with psycopg.connect(mesh.description.database_url, row_factory=dict_row) as connection:
-        query = "SELECT * FROM goose.events WHERE user_id = %s ORDER BY revision, part"
-        return list(connection.execute(query, [user]).fetchall())
-
-
-def _read_model(mesh: Mesh, user: str) -> tuple[Any, ...] | None:
-    import psycopg
-
-    with psycopg.connect(mesh.description.database_url) as connection:
-        query = "SELECT name, status, data ->> 'type' FROM goose.extensions WHERE user_id = %s"
-        return connection.execute(query, [user]).fetchone()
+    assert await read_model(mesh, user) == [("told", "deleted", "stdio")]
 
 
 async def test_tools_of_a_front_end_are_listed_and_not_called(asker: Asker) -> None:

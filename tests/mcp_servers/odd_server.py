@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
 from starlette.requests import Request
 
 server = MCPServer("odd", version="1.0", instructions="Ask kindly.")
@@ -74,14 +75,17 @@ def append(path: str, text: str) -> str:
 @server.tool()
 def fail(why: str) -> str:
     """Report an error."""
-    raise ValueError(why)
+    raise ToolError(why)
 
 
 @server.tool()
 def spawn() -> list[int]:
     """Start a child, and one that leaves the process group and forgets its parent; give their ids."""
     near = subprocess.Popen(["sleep", "600"])
-    script = "import os, subprocess; print(subprocess.Popen(['sleep', '601'], start_new_session=True).pid, flush=True)"
+    script = (
+        "import subprocess as s; "
+        "print(s.Popen(['sleep', '601'], start_new_session=True, stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
+    )
     far = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return [near.pid, int(far.stdout)]
 

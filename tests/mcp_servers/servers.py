@@ -121,8 +121,6 @@ def _once(place: Path, install: Callable[[Path], None]) -> None:
 
 
 def _run(command: list[str], cwd: Path | None = None) -> None:
-    ended = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False
-    )
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False)
     if ended.returncode:
         pytest.fail(f"{' '.join(command)}: {ended.stderr.strip() or ended.stdout.strip()}", pytrace=False)
