@@ -2,9 +2,10 @@
 
 import socket
 
-from gaggle.agent.v1 import agent_service_pb2, owner_service_pb2
+from gaggle.agent.v1 import agent_service_pb2
 from gaggle.conversation.v1 import conversation_service_pb2_grpc
 from gaggle.extension.v1 import extension_service_pb2_grpc
+from gaggle.owner.v1 import owner_service_pb2
 from services.agent.chatting import Chats
 from services.agent.models.catalog import Catalog
 from services.agent.owning import Owner
@@ -60,7 +61,7 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
                 AgentServicer(store, chats, turns, sessions, watcher, catalog),
                 AGENT_ACCESS,
             ),
-            Exposed(owners["OwnerService"], OwnerServicer(owner), OWNER_ACCESS),
+            Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=[Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead)],
         start=[runtime.outbox.start],

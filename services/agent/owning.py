@@ -9,10 +9,10 @@ from google.protobuf import json_format
 
 from gaggle.agent.state.v1 import document_pb2
 from gaggle.agent.v1 import event_pb2, turn_pb2
-from gaggle.agent.v1 import owner_service_pb2 as api
 from gaggle.conversation.v1 import event_pb2 as conversation_event_pb2
+from gaggle.owner.v1 import owner_service_pb2 as api
 from services.agent.runs import Runs
-from services.agent.sessions import Sessions, describe
+from services.agent.sessions import ENTITY, Sessions
 from services.agent.store import (
     AgentStore,
     Transaction,
@@ -81,10 +81,10 @@ class Owner:
             for document in await self._sessions.documents(request.user_id, wanted):
                 if document.session.id:
                     response.revisions.add(
-                        session_id=document.session.id,
+                        entity_type=ENTITY,
+                        entity_id=document.session.id,
                         revision=document.revision,
                         incarnation=document.incarnation,
-                        session=describe(document),
                     )
             if start > 0:
                 response.next_page_token = paging.encode({"k": bucket, "p": start - 1}, *scope)
@@ -97,10 +97,10 @@ class Owner:
         count = request.last_revision - request.first_revision + 1
         if not 0 < count <= MAX_REPUBLISHED:
             raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
-        key = session_key(request.user_id, request.session_id)
+        key = session_key(request.user_id, request.entity_id)
         document = await self._store.read(key, document_pb2.SessionDocument)
-        if document is None:
-            raise NotFoundError("session", request.session_id)
+        if document is None or request.entity_type != ENTITY:
+            raise NotFoundError(request.entity_type, request.entity_id)
         published = 0
         for reference in document.events:
             if request.first_revision <= reference.revision <= request.last_revision:

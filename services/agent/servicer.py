@@ -6,9 +6,9 @@ from typing import Any
 
 from gaggle.agent.v1 import agent_service_pb2 as api
 from gaggle.agent.v1 import agent_service_pb2_grpc as api_grpc
-from gaggle.agent.v1 import owner_service_pb2 as owner_api
-from gaggle.agent.v1 import owner_service_pb2_grpc as owner_grpc
 from gaggle.agent.v1 import session_pb2
+from gaggle.owner.v1 import owner_service_pb2 as owner_api
+from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from services.agent import validation
 from services.agent.chatting import Chats
 from services.agent.models.catalog import Catalog
@@ -147,8 +147,8 @@ class AgentServicer(api_grpc.AgentServiceServicer):
         return api.ListModelsResponse(models=models)
 
 
-class OwnerServicer(owner_grpc.OwnerServiceServicer):
-    """Serves gaggle.agent.v1.OwnerService."""
+class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
+    """Serves gaggle.owner.v1.EntityOwnerService."""
 
     def __init__(self, owner: Owner) -> None:
         """`owner` walks what there is."""

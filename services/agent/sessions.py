@@ -28,6 +28,9 @@ from services.runtime.ids import new_id
 from services.runtime.outbox import Number
 from services.runtime.requests import body_hash, first_answer, new_row, row_key
 
+ENTITY = "session"
+"""What events call it."""
+
 INDEX_ENTRIES = 256
 EVENT_REFERENCES = 256
 DAY_ENTRIES = 256
@@ -186,7 +189,7 @@ class Sessions:
             payload.name = told.name
             payload.conversation_id = told.conversation_id
         change = Change(
-            entity_type="session",
+            entity_type=ENTITY,
             entity_id=document.session.id,
             user_id=user_id,
             revision=document.revision,

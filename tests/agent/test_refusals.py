@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from gaggle.agent.v1 import agent_service_pb2 as api
-from gaggle.agent.v1 import owner_service_pb2, owner_service_pb2_grpc, session_pb2
+from gaggle.agent.v1 import session_pb2
 from gaggle.conversation.v1 import message_pb2
+from gaggle.owner.v1 import owner_service_pb2, owner_service_pb2_grpc
 from tests.agent.agents import Turns, said
 from tests.conversation.talking import refused
 from tests.mesh_fixture import Mesh
@@ -144,7 +145,7 @@ async def test_no_token(turns: Turns) -> None:
 async def test_owner_service_is_for_services(agents: Mesh, turns: Turns) -> None:
     """Users, admins too, can't walk what the service keeps of all."""
     async with agents.channel("agent") as channel:
-        stub: Any = owner_service_pb2_grpc.OwnerServiceStub(channel)
+        stub: Any = owner_service_pb2_grpc.EntityOwnerServiceStub(channel)
         metadata = agents.metadata(turns.user, roles=["admin"])
         answer = await refused(stub.ListUsers(owner_service_pb2.ListUsersRequest(), metadata=metadata))
     assert (answer.code, answer.reason) == ("PERMISSION_DENIED", "SERVICE_NOT_ALLOWED")

@@ -4,7 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from gaggle.agent.v1 import owner_service_pb2 as _owner_service_pb2
+from gaggle.owner.v1 import owner_service_pb2 as _owner_service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -26,39 +26,39 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class OwnerServiceStub:
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerServiceStub:
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> OwnerServiceAsyncStub: ...
+    def __new__(cls, channel: _aio.Channel) -> EntityOwnerServiceAsyncStub: ...
     ListUsers: _grpc.UnaryUnaryMultiCallable[_owner_service_pb2.ListUsersRequest, _owner_service_pb2.ListUsersResponse]
-    """Users who have or had sessions or turns, a bucket of the 256 at a time."""
+    """Users who have or had entities here, a bucket of the 256 at a time."""
     ListRevisions: _grpc.UnaryUnaryMultiCallable[_owner_service_pb2.ListRevisionsRequest, _owner_service_pb2.ListRevisionsResponse]
-    """A user's sessions with their revisions."""
+    """A user's entities with their revisions, deleted ones of the last seven days included."""
     RepublishEvents: _grpc.UnaryUnaryMultiCallable[_owner_service_pb2.RepublishEventsRequest, _owner_service_pb2.RepublishEventsResponse]
     """Publishes the events of these revisions again. What has run out (seven days) is left out."""
 
 @_typing.type_check_only
-class OwnerServiceAsyncStub(OwnerServiceStub):
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerServiceAsyncStub(EntityOwnerServiceStub):
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListUsers: _aio.UnaryUnaryMultiCallable[_owner_service_pb2.ListUsersRequest, _owner_service_pb2.ListUsersResponse]  # type: ignore[assignment]
-    """Users who have or had sessions or turns, a bucket of the 256 at a time."""
+    """Users who have or had entities here, a bucket of the 256 at a time."""
     ListRevisions: _aio.UnaryUnaryMultiCallable[_owner_service_pb2.ListRevisionsRequest, _owner_service_pb2.ListRevisionsResponse]  # type: ignore[assignment]
-    """A user's sessions with their revisions."""
+    """A user's entities with their revisions, deleted ones of the last seven days included."""
     RepublishEvents: _aio.UnaryUnaryMultiCallable[_owner_service_pb2.RepublishEventsRequest, _owner_service_pb2.RepublishEventsResponse]  # type: ignore[assignment]
     """Publishes the events of these revisions again. What has run out (seven days) is left out."""
 
-class OwnerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     @_abc_1.abstractmethod
@@ -67,7 +67,7 @@ class OwnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _owner_service_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_owner_service_pb2.ListUsersResponse, _abc.Awaitable[_owner_service_pb2.ListUsersResponse]]:
-        """Users who have or had sessions or turns, a bucket of the 256 at a time."""
+        """Users who have or had entities here, a bucket of the 256 at a time."""
 
     @_abc_1.abstractmethod
     def ListRevisions(
@@ -75,7 +75,7 @@ class OwnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _owner_service_pb2.ListRevisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_owner_service_pb2.ListRevisionsResponse, _abc.Awaitable[_owner_service_pb2.ListRevisionsResponse]]:
-        """A user's sessions with their revisions."""
+        """A user's entities with their revisions, deleted ones of the last seven days included."""
 
     @_abc_1.abstractmethod
     def RepublishEvents(
@@ -85,4 +85,4 @@ class OwnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_owner_service_pb2.RepublishEventsResponse, _abc.Awaitable[_owner_service_pb2.RepublishEventsResponse]]:
         """Publishes the events of these revisions again. What has run out (seven days) is left out."""
 
-def add_OwnerServiceServicer_to_server(servicer: OwnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_EntityOwnerServiceServicer_to_server(servicer: EntityOwnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from gaggle.agent.v1 import owner_service_pb2 as gaggle_dot_agent_dot_v1_dot_owner__service__pb2
+from gaggle.owner.v1 import owner_service_pb2 as gaggle_dot_owner_dot_v1_dot_owner__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,16 +18,16 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in gaggle/agent/v1/owner_service_pb2_grpc.py depends on'
+        + ' but the generated code in gaggle/owner/v1/owner_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class OwnerServiceStub:
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerServiceStub:
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     def __init__(self, channel):
@@ -37,36 +37,36 @@ class OwnerServiceStub:
             channel: A grpc.Channel.
         """
         self.ListUsers = channel.unary_unary(
-                '/gaggle.agent.v1.OwnerService/ListUsers',
-                request_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersRequest.SerializeToString,
-                response_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersResponse.FromString,
+                '/gaggle.owner.v1.EntityOwnerService/ListUsers',
+                request_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersResponse.FromString,
                 _registered_method=True)
         self.ListRevisions = channel.unary_unary(
-                '/gaggle.agent.v1.OwnerService/ListRevisions',
-                request_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.SerializeToString,
-                response_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.FromString,
+                '/gaggle.owner.v1.EntityOwnerService/ListRevisions',
+                request_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.FromString,
                 _registered_method=True)
         self.RepublishEvents = channel.unary_unary(
-                '/gaggle.agent.v1.OwnerService/RepublishEvents',
-                request_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.SerializeToString,
-                response_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.FromString,
+                '/gaggle.owner.v1.EntityOwnerService/RepublishEvents',
+                request_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.SerializeToString,
+                response_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.FromString,
                 _registered_method=True)
 
 
-class OwnerServiceServicer:
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerServiceServicer:
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     def ListUsers(self, request, context):
-        """Users who have or had sessions or turns, a bucket of the 256 at a time.
+        """Users who have or had entities here, a bucket of the 256 at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRevisions(self, request, context):
-        """A user's sessions with their revisions.
+        """A user's entities with their revisions, deleted ones of the last seven days included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,34 +80,34 @@ class OwnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_OwnerServiceServicer_to_server(servicer, server):
+def add_EntityOwnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
-                    request_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersRequest.FromString,
-                    response_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersResponse.SerializeToString,
+                    request_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersRequest.FromString,
+                    response_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersResponse.SerializeToString,
             ),
             'ListRevisions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRevisions,
-                    request_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.FromString,
-                    response_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.SerializeToString,
+                    request_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.SerializeToString,
             ),
             'RepublishEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.RepublishEvents,
-                    request_deserializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.FromString,
-                    response_serializer=gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.SerializeToString,
+                    request_deserializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.FromString,
+                    response_serializer=gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'gaggle.agent.v1.OwnerService', rpc_method_handlers)
+            'gaggle.owner.v1.EntityOwnerService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('gaggle.agent.v1.OwnerService', rpc_method_handlers)
+    server.add_registered_method_handlers('gaggle.owner.v1.EntityOwnerService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class OwnerService:
-    """For the mesh's own services: what reconciliation, rebuild and erasure walk. Only the services of the access matrix
-    may call it, with a token of their own.
+class EntityOwnerService:
+    """Served by every service that keeps entities of users, for the mesh's own services: what reconciliation, sweeps and
+    erasure walk. Only the services of the access matrix may call it, with a token of their own.
     """
 
     @staticmethod
@@ -124,9 +124,9 @@ class OwnerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/gaggle.agent.v1.OwnerService/ListUsers',
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersRequest.SerializeToString,
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListUsersResponse.FromString,
+            '/gaggle.owner.v1.EntityOwnerService/ListUsers',
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersRequest.SerializeToString,
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -151,9 +151,9 @@ class OwnerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/gaggle.agent.v1.OwnerService/ListRevisions',
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.SerializeToString,
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.FromString,
+            '/gaggle.owner.v1.EntityOwnerService/ListRevisions',
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsRequest.SerializeToString,
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.ListRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -178,9 +178,9 @@ class OwnerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/gaggle.agent.v1.OwnerService/RepublishEvents',
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.SerializeToString,
-            gaggle_dot_agent_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.FromString,
+            '/gaggle.owner.v1.EntityOwnerService/RepublishEvents',
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsRequest.SerializeToString,
+            gaggle_dot_owner_dot_v1_dot_owner__service__pb2.RepublishEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,6 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from gaggle.agent.v1 import session_pb2 as _session_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -99,11 +98,11 @@ class ListRevisionsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     @_builtins.property
-    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRevision]: ...
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntityRevision]: ...
     def __init__(
         self,
         *,
-        revisions: _abc.Iterable[Global___SessionRevision] | None = ...,
+        revisions: _abc.Iterable[Global___EntityRevision] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -115,49 +114,49 @@ class ListRevisionsResponse(_message.Message):
 Global___ListRevisionsResponse: _TypeAlias = ListRevisionsResponse  # noqa: Y015
 
 @_typing.final
-class SessionRevision(_message.Message):
+class EntityRevision(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_TYPE_FIELD_NUMBER: _builtins.int
+    ENTITY_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
-    SESSION_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
+    entity_type: _builtins.str
+    """As in gaggle.common.v1.Event."""
+    entity_id: _builtins.str
     revision: _builtins.int
     incarnation: _builtins.int
     deleted: _builtins.bool
-    @_builtins.property
-    def session(self) -> _session_pb2.Session:
-        """Absent if deleted."""
-
     def __init__(
         self,
         *,
-        session_id: _builtins.str = ...,
+        entity_type: _builtins.str = ...,
+        entity_id: _builtins.str = ...,
         revision: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         deleted: _builtins.bool = ...,
-        session: _session_pb2.Session | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "incarnation", b"incarnation", "revision", b"revision", "session", b"session", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "entity_id", b"entity_id", "entity_type", b"entity_type", "incarnation", b"incarnation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SessionRevision: _TypeAlias = SessionRevision  # noqa: Y015
+Global___EntityRevision: _TypeAlias = EntityRevision  # noqa: Y015
 
 @_typing.final
 class RepublishEventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_TYPE_FIELD_NUMBER: _builtins.int
+    ENTITY_ID_FIELD_NUMBER: _builtins.int
     FIRST_REVISION_FIELD_NUMBER: _builtins.int
     LAST_REVISION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    session_id: _builtins.str
+    entity_type: _builtins.str
+    entity_id: _builtins.str
     first_revision: _builtins.int
     """First and last revision; at most 1,000 at once."""
     last_revision: _builtins.int
@@ -165,13 +164,14 @@ class RepublishEventsRequest(_message.Message):
         self,
         *,
         user_id: _builtins.str = ...,
-        session_id: _builtins.str = ...,
+        entity_type: _builtins.str = ...,
+        entity_id: _builtins.str = ...,
         first_revision: _builtins.int = ...,
         last_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_revision", b"first_revision", "last_revision", b"last_revision", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_id", b"entity_id", "entity_type", b"entity_type", "first_revision", b"first_revision", "last_revision", b"last_revision", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
