@@ -240,6 +240,6 @@ async def test_store_goes_away_in_the_middle(agents: Mesh, turns: Turns, scripte
     with _store_away(agents):
         scripted.open(gate)
         rest = await stream
-        assert (ended(rest).unsaved, text(rest)) == (True, " second")
+        assert (ended(rest).unsaved, text([*begun, *rest])) == (True, "first second")
     await turns.status(fields["request_id"], COMPLETED, within=60)
     assert spoken(await turns.messages(conversation))[-1] == ("assistant", "first second")
