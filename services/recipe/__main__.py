@@ -52,6 +52,7 @@ def build(runtime: Runtime, settings: RecipeSettings) -> Wiring:
     )
     stepper = Stepper(executions, actions, settings)
     workflows = Workflows(runtime.sidecar, settings, executions, actions)
+    executions.nudge = workflows.nudge
     owner = Owner(users, repository, executions, runtime.name, workflows.nudge)
     dead = topics.dead_letter_topic(settings.app_id)
     recipe_services = recipe_service_pb2.DESCRIPTOR.services_by_name

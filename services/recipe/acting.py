@@ -83,6 +83,7 @@ class Work:
     last_answer: str = ""
     """Of the step before."""
 
+    approval: session_pb2.ApprovalPolicy = field(default_factory=session_pb2.ApprovalPolicy)
     metadata: Mapping[str, str] = field(default_factory=dict)
     """For the conversation."""
 
@@ -158,7 +159,7 @@ class Actions:
         options = agent_service_pb2.ChatOptions(
             system_prompt=system,
             max_steps=min(int(settings.get("max_turns") or 0), 200),
-            approval=session_pb2.ApprovalPolicy(),
+            approval=work.approval,
             timeout_seconds=self._settings.step_timeout_seconds,
             metadata=dict(work.metadata),
         )

@@ -3,12 +3,15 @@
 The head is the truth. The workflow walks the plan and asks here, before each step, whether it is still to be done.
 """
 
+import asyncio
+import contextvars
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
 from google.protobuf import json_format, struct_pb2
 
 from gaggle.recipe.state.v1 import document_pb2
@@ -23,7 +26,7 @@ from services.recipe.repository import Repository
 from services.recipe.settings import RecipeSettings
 from services.runtime import paging, topics
 from services.runtime.entities import Draft, Entities, advance
-from services.runtime.errors import FailedPreconditionError, InvalidArgumentError
+from services.runtime.errors import FailedPreconditionError, GaggleError, InvalidArgumentError
 from services.runtime.ids import new_id
 from services.runtime.keys import user_part
 from services.runtime.requests import body_hash
@@ -41,6 +44,8 @@ _MOST_PAGE = 100
 _MAX_RESPONSE_BYTES = 3 * 1024 * 1024
 _RECORDS_AT_ONCE = 16
 _CUT = "\n[cut: the rest was longer than may be kept]"
+
+_log = structlog.get_logger()
 
 Head = document_pb2.ExecutionHead
 Status = execution_pb2.ExecutionStatus
@@ -63,8 +68,29 @@ class Executions:
         """`entities` are those of kind "execution"."""
         self.state = state
         self.entities = entities
+        self.nudge: Callable[[bytes], Awaitable[None]] | None = None
+        """Has a workflow started, woken or stopped, given a serialized Nudge."""
+
         self._repository = repository
         self._settings = settings
+        self._nudging: set[asyncio.Task[None]] = set()
+
+    def _nudge_soon(self, user_id: str, execution_id: str) -> None:
+        """Do at once what the outbox does otherwise, after the events: a broker that is away must not hold it up."""
+        nudge = self.nudge
+        if nudge is None:
+            return
+        work = document_pb2.Nudge(user_id=user_id, execution_id=execution_id).SerializeToString()
+
+        async def do() -> None:
+            try:
+                await nudge(work)
+            except GaggleError as error:
+                _log.info("nudge_left_to_the_outbox", execution=execution_id, error=error.message)
+
+        task = asyncio.create_task(do(), context=contextvars.Context())
+        self._nudging.add(task)
+        task.add_done_callback(self._nudging.discard)
 
     # -- keys
 
@@ -101,6 +127,7 @@ class Executions:
         digest = body_hash("StartExecution", request)
         answer = await self.entities.create(user_id, execution_id, request.request_id, digest, build)
         given = document_pb2.ExecutionAnswer.FromString(answer)
+        self._nudge_soon(user_id, given.execution_id)
         return api.StartExecutionResponse(
             execution_id=given.execution_id, etag=str(given.revision), create_time=given.create_time
         )
@@ -173,7 +200,7 @@ class Executions:
                 raise SubRecipeMissingError(recipe_id, name, "is a recipe that it is part of itself")
             if len(above) + 1 >= self._settings.max_depth:
                 raise SubRecipeMissingError(recipe_id, name, f"lies deeper than {self._settings.max_depth} recipes")
-            if await self._repository.entities.find(user_id, bound) is None:
+            if not await self._repository.entities.get_many(user_id, [bound]):
                 raise SubRecipeMissingError(recipe_id, name, "is a recipe that is gone")
             planned.sub_recipes[name] = await self._add_recipe(user_id, plan, bound, None, (*above, recipe_id))
         return place
@@ -308,6 +335,7 @@ class Executions:
         given = document_pb2.ExecutionAnswer.FromString(
             await self.entities.change(user_id, request.execution_id, request.request_id, digest, apply)
         )
+        self._nudge_soon(user_id, request.execution_id)
         return {"etag": str(given.revision), "status": given.status}
 
     # -- drafts

@@ -421,6 +421,7 @@ class Stepper:
             model=execution.options.model or settings.get("goose_model") or "",
             answers=[(step.name, text) for step, text in answers if step.kind == execution_pb2.STEP_KIND_SUB_RECIPE],
             last_answer=spoken[-1] if spoken else "",
+            approval=execution.options.approval,
             metadata={"recipe_id": execution.recipe_id, "execution_id": key.execution_id, "step_id": planned.id},
         )
 

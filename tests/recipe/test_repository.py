@@ -19,19 +19,18 @@ pytestmark = pytest.mark.mesh
 
 async def test_a_file_comes_back_to_the_byte(cook: Cook) -> None:
     """An imported file is given back as it came, and in the other format equal in meaning; the wrapper included."""
-    for name in ("release-notes.yaml", "wrapped.json"):
+    for name, title in (("release-notes.yaml", "Release Notes"), ("wrapped.json", "Morning")):
         recipe = await cook.take(sample(name), category="Writing", tags=["notes", "Release"])
-        assert not recipe.warnings
+        assert (recipe.name, list(recipe.warnings)) == (title, [])
         same = await cook("ExportRecipe", recipe_id=recipe.id)
         assert same.content == sample(name)
+        assert same.file_name == f"{title.lower().replace(' ', '-')}.{name.rpartition('.')[2]}"
         other = recipe_pb2.RECIPE_FORMAT_YAML if name.endswith("json") else recipe_pb2.RECIPE_FORMAT_JSON
         turned = await cook("ExportRecipe", recipe_id=recipe.id, format=other)
         assert files.read(turned.content).document == files.read(sample(name)).document
         again = await cook.take(turned.content)
         assert again.definition == recipe.definition
         assert (await cook("GetRecipe", recipe_id=recipe.id)).recipe == recipe
-    assert recipe.name == "Morning"
-    assert same.file_name == "morning.json"
 
 
 async def test_a_definition_is_stored_as_a_file_would_be(cook: Cook) -> None:
@@ -177,7 +176,7 @@ async def test_a_repeated_request_has_one_effect(cook: Cook) -> None:
 
 
 async def test_deleted_is_gone_and_repeatable(cook: Cook, stranger: Cook) -> None:
-    """A deleted recipe is gone for everyone; deleting again is OK; its id stays taken a while; strangers see nothing."""
+    """A deleted recipe is gone; deleting again is OK; its id stays taken a while; strangers see nothing."""
     recipe = await cook.take(sample("wrapped.json"), recipe_id="mine")
     theirs = await refused(stranger("GetRecipe", recipe_id="mine"))
     nobodys = await refused(stranger("GetRecipe", recipe_id="none"))
@@ -201,7 +200,9 @@ async def test_each_change_is_told_once(mesh: Mesh, cook: Cook, user: str) -> No
         audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
 
         async def told() -> list[tuple[str, int]]:
-            request = audit_service_pb2.ListEventsRequest(filter={"entity_type": "recipe", "entity_id": recipe.id})
+            request = audit_service_pb2.ListEventsRequest(
+                filter=audit_service_pb2.EventFilter(entity_type="recipe", entity_id=recipe.id)
+            )
             response = await audit.ListEvents(request, metadata=mesh.metadata(user), timeout=10)
             return sorted((one.event.event_type, one.event.revision) for one in response.entries)
 

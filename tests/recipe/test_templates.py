@@ -63,5 +63,6 @@ def test_is_kept_in(text: str) -> None:
 
 def test_names_what_it_needs() -> None:
     """The variables of a text are those it does not set itself, built-in names left out."""
-    text = "{{ a }} {% set b = 1 %}{{ b }} {{ steps.x.result }} {{ recipe_dir }} {% for c in d %}{{ c }}{% endfor %} {{no name}}"
+    text = "{{ a }} {% set b = 1 %}{{ b }} {{ steps.x.result }} {{ recipe_dir }} {{no name}}"
+    text += "{% for c in d %}{{ c }}{% endfor %}"
     assert templates.variables(text) == {"a", "d"}

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from gaggle.agent.v1 import session_pb2 as gaggle_dot_agent_dot_v1_dot_session__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaggle/recipe/v1/recipe.proto\x12\x10gaggle.recipe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd2\x02\n\x06Recipe\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x36\n\ndefinition\x18\x05 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinition\x12\x0f\n\x07version\x18\x06 \x01(\r\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\r\n\x05title\x18\n \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x0b \x01(\t\x12\x31\n\x08warnings\x18\x0c \x03(\x0b\x32\x1f.gaggle.recipe.v1.RecipeWarning\"\x84\x04\n\x10RecipeDefinition\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12\x35\n\nextensions\x18\x06 \x03(\x0b\x32!.gaggle.recipe.v1.RecipeExtension\x12,\n\x08settings\x18\x07 \x01(\x0b\x32\x1a.gaggle.recipe.v1.Settings\x12\x12\n\nactivities\x18\x08 \x03(\t\x12(\n\x06\x61uthor\x18\t \x01(\x0b\x32\x18.gaggle.recipe.v1.Author\x12/\n\nparameters\x18\n \x03(\x0b\x32\x1b.gaggle.recipe.v1.Parameter\x12,\n\x08response\x18\x0b \x01(\x0b\x32\x1a.gaggle.recipe.v1.Response\x12\x30\n\x0bsub_recipes\x18\x0c \x03(\x0b\x32\x1b.gaggle.recipe.v1.SubRecipe\x12&\n\x05retry\x18\r \x01(\x0b\x32\x17.gaggle.recipe.v1.Retry\x12%\n\x05steps\x18\x0e \x03(\x0b\x32\x16.gaggle.recipe.v1.Step\x12\x12\n\nextra_json\x18\x0f \x01(\t\"W\n\x0fRecipeExtension\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\"\x9b\x01\n\x08Settings\x12\x16\n\x0egoose_provider\x18\x01 \x01(\t\x12\x13\n\x0bgoose_model\x18\x02 \x01(\t\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_turns\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x12\n\nextra_json\x18\x05 \x01(\tB\x0e\n\x0c_temperatureB\x0c\n\n_max_turns\"?\n\x06\x41uthor\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x10\n\x08metadata\x18\x02 \x01(\t\x12\x12\n\nextra_json\x18\x03 \x01(\t\"\xef\x01\n\tParameter\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\ninput_type\x18\x02 \x01(\x0e\x32\x1f.gaggle.recipe.v1.ParameterType\x12\x32\n\x0brequirement\x18\x03 \x01(\x0e\x32\x1d.gaggle.recipe.v1.Requirement\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x32\n\x0c\x64\x65\x66\x61ult_json\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x0f\n\x07options\x18\x06 \x03(\t\x12\x12\n\nextra_json\x18\x07 \x01(\t\"3\n\x08Response\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\x12\x12\n\nextra_json\x18\x02 \x01(\t\"\xed\x01\n\tSubRecipe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x37\n\x06values\x18\x03 \x03(\x0b\x32\'.gaggle.recipe.v1.SubRecipe.ValuesEntry\x12 \n\x18sequential_when_repeated\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\trecipe_id\x18\x06 \x01(\t\x12\x12\n\nextra_json\x18\x07 \x01(\t\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfb\x01\n\x05Retry\x12\x13\n\x0bmax_retries\x18\x01 \x01(\r\x12\'\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x17.gaggle.recipe.v1.Check\x12\x17\n\non_failure\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\'\n\x1aon_failure_timeout_seconds\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nextra_json\x18\x06 \x01(\tB\r\n\x0b_on_failureB\x12\n\x10_timeout_secondsB\x1d\n\x1b_on_failure_timeout_seconds\"&\n\x05\x43heck\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\"\xdc\x01\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12*\n\x04tool\x18\x03 \x01(\x0b\x32\x1a.gaggle.recipe.v1.ToolStepH\x00\x12\x35\n\nsub_recipe\x18\x04 \x01(\x0b\x32\x1f.gaggle.recipe.v1.SubRecipeStepH\x00\x12\x33\n\x08parallel\x18\x05 \x01(\x0b\x32\x1f.gaggle.recipe.v1.ParallelStepsH\x00\x12\x12\n\nextra_json\x18\x06 \x01(\tB\x08\n\x06\x61\x63tion\"C\n\x08ToolStep\x12\x11\n\textension\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\x89\x01\n\rSubRecipeStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\x06values\x18\x02 \x03(\x0b\x32+.gaggle.recipe.v1.SubRecipeStep.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\rParallelSteps\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.gaggle.recipe.v1.Step\"R\n\rRecipeWarning\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\r\x12\x12\n\nsub_recipe\x18\x04 \x01(\t\"\x9e\x01\n\rRecipeVersion\x12\x0f\n\x07version\x18\x01 \x01(\r\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\r\x12.\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\"\x80\x01\n\x10\x45xecutionOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14parallel_sub_recipes\x18\x02 \x01(\x08\x12\x13\n\x0bskip_checks\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\x83\x02\n\rParameterType\x12\x1e\n\x1aPARAMETER_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15PARAMETER_TYPE_STRING\x10\x01\x12\x19\n\x15PARAMETER_TYPE_NUMBER\x10\x02\x12\x1a\n\x16PARAMETER_TYPE_BOOLEAN\x10\x03\x12\x17\n\x13PARAMETER_TYPE_DATE\x10\x04\x12\x17\n\x13PARAMETER_TYPE_FILE\x10\x05\x12\x19\n\x15PARAMETER_TYPE_SELECT\x10\x06\x12\x19\n\x15PARAMETER_TYPE_OBJECT\x10\x07\x12\x18\n\x14PARAMETER_TYPE_ARRAY\x10\x08*{\n\x0bRequirement\x12\x1b\n\x17REQUIREMENT_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUIREMENT_REQUIRED\x10\x01\x12\x18\n\x14REQUIREMENT_OPTIONAL\x10\x02\x12\x1b\n\x17REQUIREMENT_USER_PROMPT\x10\x03*]\n\x0cRecipeFormat\x12\x1d\n\x19RECIPE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12RECIPE_FORMAT_YAML\x10\x01\x12\x16\n\x12RECIPE_FORMAT_JSON\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaggle/recipe/v1/recipe.proto\x12\x10gaggle.recipe.v1\x1a\x1dgaggle/agent/v1/session.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd2\x02\n\x06Recipe\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x36\n\ndefinition\x18\x05 \x01(\x0b\x32\".gaggle.recipe.v1.RecipeDefinition\x12\x0f\n\x07version\x18\x06 \x01(\r\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\r\n\x05title\x18\n \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x0b \x01(\t\x12\x31\n\x08warnings\x18\x0c \x03(\x0b\x32\x1f.gaggle.recipe.v1.RecipeWarning\"\x84\x04\n\x10RecipeDefinition\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12\x35\n\nextensions\x18\x06 \x03(\x0b\x32!.gaggle.recipe.v1.RecipeExtension\x12,\n\x08settings\x18\x07 \x01(\x0b\x32\x1a.gaggle.recipe.v1.Settings\x12\x12\n\nactivities\x18\x08 \x03(\t\x12(\n\x06\x61uthor\x18\t \x01(\x0b\x32\x18.gaggle.recipe.v1.Author\x12/\n\nparameters\x18\n \x03(\x0b\x32\x1b.gaggle.recipe.v1.Parameter\x12,\n\x08response\x18\x0b \x01(\x0b\x32\x1a.gaggle.recipe.v1.Response\x12\x30\n\x0bsub_recipes\x18\x0c \x03(\x0b\x32\x1b.gaggle.recipe.v1.SubRecipe\x12&\n\x05retry\x18\r \x01(\x0b\x32\x17.gaggle.recipe.v1.Retry\x12%\n\x05steps\x18\x0e \x03(\x0b\x32\x16.gaggle.recipe.v1.Step\x12\x12\n\nextra_json\x18\x0f \x01(\t\"W\n\x0fRecipeExtension\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\"\x9b\x01\n\x08Settings\x12\x16\n\x0egoose_provider\x18\x01 \x01(\t\x12\x13\n\x0bgoose_model\x18\x02 \x01(\t\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_turns\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x12\n\nextra_json\x18\x05 \x01(\tB\x0e\n\x0c_temperatureB\x0c\n\n_max_turns\"?\n\x06\x41uthor\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x10\n\x08metadata\x18\x02 \x01(\t\x12\x12\n\nextra_json\x18\x03 \x01(\t\"\xef\x01\n\tParameter\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\ninput_type\x18\x02 \x01(\x0e\x32\x1f.gaggle.recipe.v1.ParameterType\x12\x32\n\x0brequirement\x18\x03 \x01(\x0e\x32\x1d.gaggle.recipe.v1.Requirement\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x32\n\x0c\x64\x65\x66\x61ult_json\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x0f\n\x07options\x18\x06 \x03(\t\x12\x12\n\nextra_json\x18\x07 \x01(\t\"3\n\x08Response\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\x12\x12\n\nextra_json\x18\x02 \x01(\t\"\xed\x01\n\tSubRecipe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x37\n\x06values\x18\x03 \x03(\x0b\x32\'.gaggle.recipe.v1.SubRecipe.ValuesEntry\x12 \n\x18sequential_when_repeated\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\trecipe_id\x18\x06 \x01(\t\x12\x12\n\nextra_json\x18\x07 \x01(\t\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfb\x01\n\x05Retry\x12\x13\n\x0bmax_retries\x18\x01 \x01(\r\x12\'\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x17.gaggle.recipe.v1.Check\x12\x17\n\non_failure\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\'\n\x1aon_failure_timeout_seconds\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nextra_json\x18\x06 \x01(\tB\r\n\x0b_on_failureB\x12\n\x10_timeout_secondsB\x1d\n\x1b_on_failure_timeout_seconds\"&\n\x05\x43heck\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\"\xdc\x01\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12*\n\x04tool\x18\x03 \x01(\x0b\x32\x1a.gaggle.recipe.v1.ToolStepH\x00\x12\x35\n\nsub_recipe\x18\x04 \x01(\x0b\x32\x1f.gaggle.recipe.v1.SubRecipeStepH\x00\x12\x33\n\x08parallel\x18\x05 \x01(\x0b\x32\x1f.gaggle.recipe.v1.ParallelStepsH\x00\x12\x12\n\nextra_json\x18\x06 \x01(\tB\x08\n\x06\x61\x63tion\"C\n\x08ToolStep\x12\x11\n\textension\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\x89\x01\n\rSubRecipeStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\x06values\x18\x02 \x03(\x0b\x32+.gaggle.recipe.v1.SubRecipeStep.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\rParallelSteps\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.gaggle.recipe.v1.Step\"R\n\rRecipeWarning\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\r\x12\x12\n\nsub_recipe\x18\x04 \x01(\t\"\x9e\x01\n\rRecipeVersion\x12\x0f\n\x07version\x18\x01 \x01(\r\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\r\x12.\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1e.gaggle.recipe.v1.RecipeFormat\"\xb3\x01\n\x10\x45xecutionOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14parallel_sub_recipes\x18\x02 \x01(\x08\x12\x13\n\x0bskip_checks\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x08\x61pproval\x18\x05 \x01(\x0b\x32\x1f.gaggle.agent.v1.ApprovalPolicy*\x83\x02\n\rParameterType\x12\x1e\n\x1aPARAMETER_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15PARAMETER_TYPE_STRING\x10\x01\x12\x19\n\x15PARAMETER_TYPE_NUMBER\x10\x02\x12\x1a\n\x16PARAMETER_TYPE_BOOLEAN\x10\x03\x12\x17\n\x13PARAMETER_TYPE_DATE\x10\x04\x12\x17\n\x13PARAMETER_TYPE_FILE\x10\x05\x12\x19\n\x15PARAMETER_TYPE_SELECT\x10\x06\x12\x19\n\x15PARAMETER_TYPE_OBJECT\x10\x07\x12\x18\n\x14PARAMETER_TYPE_ARRAY\x10\x08*{\n\x0bRequirement\x12\x1b\n\x17REQUIREMENT_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUIREMENT_REQUIRED\x10\x01\x12\x18\n\x14REQUIREMENT_OPTIONAL\x10\x02\x12\x1b\n\x17REQUIREMENT_USER_PROMPT\x10\x03*]\n\x0cRecipeFormat\x12\x1d\n\x19RECIPE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12RECIPE_FORMAT_YAML\x10\x01\x12\x16\n\x12RECIPE_FORMAT_JSON\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,48 +39,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBRECIPE_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_SUBRECIPESTEP_VALUESENTRY']._loaded_options = None
   _globals['_SUBRECIPESTEP_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_PARAMETERTYPE']._serialized_start=3014
-  _globals['_PARAMETERTYPE']._serialized_end=3273
-  _globals['_REQUIREMENT']._serialized_start=3275
-  _globals['_REQUIREMENT']._serialized_end=3398
-  _globals['_RECIPEFORMAT']._serialized_start=3400
-  _globals['_RECIPEFORMAT']._serialized_end=3493
-  _globals['_RECIPE']._serialized_start=149
-  _globals['_RECIPE']._serialized_end=487
-  _globals['_RECIPEDEFINITION']._serialized_start=490
-  _globals['_RECIPEDEFINITION']._serialized_end=1006
-  _globals['_RECIPEEXTENSION']._serialized_start=1008
-  _globals['_RECIPEEXTENSION']._serialized_end=1095
-  _globals['_SETTINGS']._serialized_start=1098
-  _globals['_SETTINGS']._serialized_end=1253
-  _globals['_AUTHOR']._serialized_start=1255
-  _globals['_AUTHOR']._serialized_end=1318
-  _globals['_PARAMETER']._serialized_start=1321
-  _globals['_PARAMETER']._serialized_end=1560
-  _globals['_RESPONSE']._serialized_start=1562
-  _globals['_RESPONSE']._serialized_end=1613
-  _globals['_SUBRECIPE']._serialized_start=1616
-  _globals['_SUBRECIPE']._serialized_end=1853
-  _globals['_SUBRECIPE_VALUESENTRY']._serialized_start=1808
-  _globals['_SUBRECIPE_VALUESENTRY']._serialized_end=1853
-  _globals['_RETRY']._serialized_start=1856
-  _globals['_RETRY']._serialized_end=2107
-  _globals['_CHECK']._serialized_start=2109
-  _globals['_CHECK']._serialized_end=2147
-  _globals['_STEP']._serialized_start=2150
-  _globals['_STEP']._serialized_end=2370
-  _globals['_TOOLSTEP']._serialized_start=2372
-  _globals['_TOOLSTEP']._serialized_end=2439
-  _globals['_SUBRECIPESTEP']._serialized_start=2442
-  _globals['_SUBRECIPESTEP']._serialized_end=2579
-  _globals['_SUBRECIPESTEP_VALUESENTRY']._serialized_start=1808
-  _globals['_SUBRECIPESTEP_VALUESENTRY']._serialized_end=1853
-  _globals['_PARALLELSTEPS']._serialized_start=2581
-  _globals['_PARALLELSTEPS']._serialized_end=2635
-  _globals['_RECIPEWARNING']._serialized_start=2637
-  _globals['_RECIPEWARNING']._serialized_end=2719
-  _globals['_RECIPEVERSION']._serialized_start=2722
-  _globals['_RECIPEVERSION']._serialized_end=2880
-  _globals['_EXECUTIONOPTIONS']._serialized_start=2883
-  _globals['_EXECUTIONOPTIONS']._serialized_end=3011
+  _globals['_PARAMETERTYPE']._serialized_start=3096
+  _globals['_PARAMETERTYPE']._serialized_end=3355
+  _globals['_REQUIREMENT']._serialized_start=3357
+  _globals['_REQUIREMENT']._serialized_end=3480
+  _globals['_RECIPEFORMAT']._serialized_start=3482
+  _globals['_RECIPEFORMAT']._serialized_end=3575
+  _globals['_RECIPE']._serialized_start=180
+  _globals['_RECIPE']._serialized_end=518
+  _globals['_RECIPEDEFINITION']._serialized_start=521
+  _globals['_RECIPEDEFINITION']._serialized_end=1037
+  _globals['_RECIPEEXTENSION']._serialized_start=1039
+  _globals['_RECIPEEXTENSION']._serialized_end=1126
+  _globals['_SETTINGS']._serialized_start=1129
+  _globals['_SETTINGS']._serialized_end=1284
+  _globals['_AUTHOR']._serialized_start=1286
+  _globals['_AUTHOR']._serialized_end=1349
+  _globals['_PARAMETER']._serialized_start=1352
+  _globals['_PARAMETER']._serialized_end=1591
+  _globals['_RESPONSE']._serialized_start=1593
+  _globals['_RESPONSE']._serialized_end=1644
+  _globals['_SUBRECIPE']._serialized_start=1647
+  _globals['_SUBRECIPE']._serialized_end=1884
+  _globals['_SUBRECIPE_VALUESENTRY']._serialized_start=1839
+  _globals['_SUBRECIPE_VALUESENTRY']._serialized_end=1884
+  _globals['_RETRY']._serialized_start=1887
+  _globals['_RETRY']._serialized_end=2138
+  _globals['_CHECK']._serialized_start=2140
+  _globals['_CHECK']._serialized_end=2178
+  _globals['_STEP']._serialized_start=2181
+  _globals['_STEP']._serialized_end=2401
+  _globals['_TOOLSTEP']._serialized_start=2403
+  _globals['_TOOLSTEP']._serialized_end=2470
+  _globals['_SUBRECIPESTEP']._serialized_start=2473
+  _globals['_SUBRECIPESTEP']._serialized_end=2610
+  _globals['_SUBRECIPESTEP_VALUESENTRY']._serialized_start=1839
+  _globals['_SUBRECIPESTEP_VALUESENTRY']._serialized_end=1884
+  _globals['_PARALLELSTEPS']._serialized_start=2612
+  _globals['_PARALLELSTEPS']._serialized_end=2666
+  _globals['_RECIPEWARNING']._serialized_start=2668
+  _globals['_RECIPEWARNING']._serialized_end=2750
+  _globals['_RECIPEVERSION']._serialized_start=2753
+  _globals['_RECIPEVERSION']._serialized_end=2911
+  _globals['_EXECUTIONOPTIONS']._serialized_start=2914
+  _globals['_EXECUTIONOPTIONS']._serialized_end=3093
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from gaggle.agent.v1 import session_pb2 as _session_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -795,6 +796,7 @@ class ExecutionOptions(_message.Message):
     PARALLEL_SUB_RECIPES_FIELD_NUMBER: _builtins.int
     SKIP_CHECKS_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model; empty: the recipe's settings, else the agent service's default."""
     parallel_sub_recipes: _builtins.bool
@@ -805,6 +807,10 @@ class ExecutionOptions(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long the whole may take; absent: as long as it needs, and at most 30 days."""
 
+    @_builtins.property
+    def approval(self) -> _session_pb2.ApprovalPolicy:
+        """Which tools of its prompts wait for a person."""
+
     def __init__(
         self,
         *,
@@ -812,10 +818,11 @@ class ExecutionOptions(_message.Message):
         parallel_sub_recipes: _builtins.bool = ...,
         skip_checks: _builtins.bool = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        approval: _session_pb2.ApprovalPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parallel_sub_recipes", b"parallel_sub_recipes", "skip_checks", b"skip_checks", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "model", b"model", "parallel_sub_recipes", b"parallel_sub_recipes", "skip_checks", b"skip_checks", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
