@@ -13,6 +13,7 @@ from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
+from cli.extensions.commands import app as extensions_app
 
 app = typer.Typer(
     name="gaggle",
@@ -33,6 +34,7 @@ app.add_typer(audit.app, name="audit")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
 agent_commands.register(app)
+app.add_typer(extensions_app, name="extensions")
 demo_command.register(app)
 
 

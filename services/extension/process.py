@@ -3,6 +3,9 @@
 The SDK's own stdio transport inherits part of our environment, reads lines of any length and kills the process group
 alone. Here the environment begins empty, a line has a limit, and everything that the child has started goes with it:
 its group, and whatever left the group but carries its mark.
+
+Children are started by `subprocess.Popen`, which uses vfork, and not by the event loop: uvloop forks, and the handlers
+that gRPC runs in a forked child crash it now and then (one of six children, with four busy channels).
 """
 
 import asyncio
@@ -11,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import deque
@@ -109,21 +113,15 @@ class Reaper:
     def __init__(self) -> None:
         """Nothing is started yet."""
         self.mark = secrets.token_hex(8)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
         self._numbers = 0
 
     async def start(self) -> None:
         """Start it."""
-        script = Path(reaper.__file__)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", str(script), f"{self.mark}:"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
+        command = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), f"{self.mark}:"]
+        self._process = await asyncio.to_thread(
+            subprocess.Popen, command, stdin=subprocess.PIPE, env={}, cwd="/", start_new_session=True, bufsize=0
         )
         for group in self._groups:
             self._tell(f"+{group}")
@@ -133,8 +131,8 @@ class Reaper:
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), timeout=2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, timeout=2)
 
     def next_mark(self) -> str:
         """Give a mark for one more child."""
@@ -144,7 +142,7 @@ class Reaper:
     async def add(self, group: int) -> None:
         """Have a process group killed with us."""
         self._groups.add(group)
-        if self._process is None or self._process.returncode is not None:
+        if self._process is None or self._process.poll() is not None:
             await self.start()
         else:
             self._tell(f"+{group}")
@@ -155,8 +153,71 @@ class Reaper:
         self._tell(f"-{group}")
 
     def _tell(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
-            self._process.stdin.write(f"{line}\n".encode())
+        if self._process is not None and self._process.stdin is not None:
+            # If it is gone the next child starts it anew.
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(f"{line}\n".encode())
+
+
+class _Child:
+    """A process, and its pipes on the event loop."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._transports: list[asyncio.BaseTransport] = []
+
+    @classmethod
+    async def start(cls, command: Sequence[str], *, env: Mapping[str, str], cwd: str) -> "_Child":
+        """Raises OSError."""
+        process = await asyncio.to_thread(
+            subprocess.Popen,
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            bufsize=0,
+        )
+        return cls(process)
+
+    async def open(self, max_line_bytes: int) -> None:
+        """Take over the pipes."""
+        process = self._process
+        loop = asyncio.get_running_loop()
+        self.stdout = await self._reader(process.stdout, max_line_bytes)
+        self.stderr = await self._reader(process.stderr, max_line_bytes)
+        transport, protocol = await loop.connect_write_pipe(
+            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), process.stdin
+        )
+        self._transports.append(transport)
+        self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+
+    async def _reader(self, pipe: Any, limit: int) -> asyncio.StreamReader:
+        reader = asyncio.StreamReader(limit=limit)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        self._transports.append(transport)
+        return reader
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def close_input(self) -> None:
+        if self._transports:
+            self._transports[-1].close()
+        elif self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def close(self) -> None:
+        for transport in self._transports:
+            transport.close()
 
 
 @asynccontextmanager
@@ -176,19 +237,10 @@ async def child_process(launch: Launch, keeper: Reaper, death: Death, *, max_lin
         reaper.MARK: mark,
     }
     try:
-        process = await asyncio.create_subprocess_exec(
-            launch.program,
-            *launch.args,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=env,
-            cwd=launch.cwd or directory,
-            limit=max_line_bytes,
-            start_new_session=True,
-        )
+        process = await _Child.start([launch.program, *launch.args], env=env, cwd=launch.cwd or directory)
         try:
             await keeper.add(process.pid)
+            await process.open(max_line_bytes)
             async with _streams(process, death, max_line_bytes) as streams:
                 yield streams
         finally:
@@ -201,7 +253,7 @@ async def child_process(launch: Launch, keeper: Reaper, death: Death, *, max_lin
 
 
 @asynccontextmanager
-async def _streams(process: asyncio.subprocess.Process, death: Death, max_line_bytes: int) -> AsyncIterator[Streams]:
+async def _streams(process: _Child, death: Death, max_line_bytes: int) -> AsyncIterator[Streams]:
     incoming, read_stream = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write_stream, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
     pipes = _Pipes(process, death, max_line_bytes, incoming, outgoing)
@@ -221,7 +273,7 @@ class _Pipes:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: _Child,
         death: Death,
         max_line_bytes: int,
         incoming: "MemoryObjectSendStream[SessionMessage | Exception]",
@@ -243,7 +295,6 @@ class _Pipes:
                         await self._incoming.send(SessionMessage(message))
 
     async def _line(self) -> bytes | None:
-        assert self._process.stdout is not None
         try:
             return await self._process.stdout.readuntil(b"\n")
         except asyncio.IncompleteReadError:
@@ -254,7 +305,6 @@ class _Pipes:
 
     async def write(self) -> None:
         stdin = self._process.stdin
-        assert stdin is not None
         try:
             async with self._outgoing:
                 async for one in self._outgoing:
@@ -265,27 +315,24 @@ class _Pipes:
             await self._incoming.aclose()
 
     async def listen(self) -> None:
-        assert self._process.stderr is not None
         while chunk := await self._process.stderr.read(_STDERR_BYTES):
             self._death.heard(chunk)
 
     async def watch(self) -> None:
         # Not wait(): a grandchild that holds the pipes would keep it from returning.
-        while self._process.returncode is None:  # noqa: ASYNC110 - as above
+        while (status := self._process.returncode) is None:  # noqa: ASYNC110 - as above
             await anyio.sleep(_EXIT_POLL_SECONDS)
-        self._death.exited(self._process.returncode)
+        self._death.exited(status)
         # What it had still written is read; a grandchild that holds the pipe is not waited for.
         await anyio.sleep(_EXIT_POLL_SECONDS)
         await self._incoming.aclose()
 
 
-async def _end(process: asyncio.subprocess.Process, mark: str, death: Death) -> None:
+async def _end(process: _Child, mark: str, death: Death) -> None:
     """Close its input, as the specification has it; then SIGTERM, then SIGKILL, to all that belongs to it."""
-    assert process.stdin is not None
-    process.stdin.close()
+    process.close_input()
     if await _gone(process, _LEAVE_SECONDS):
-        assert process.returncode is not None
-        death.exited(process.returncode)
+        death.exited(process.returncode or 0)
     else:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -294,14 +341,11 @@ async def _end(process: asyncio.subprocess.Process, mark: str, death: Death) -> 
     await asyncio.to_thread(reaper.kill_marked, mark)
     if not await _gone(process, _TERM_SECONDS):
         _log.error("extension_process_not_gone", pid=process.pid)
-    # Pipes that a survivor holds must not keep ours open.
-    transport = getattr(process, "_transport", None)
-    if transport is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            transport.close()
+    # Whatever still holds the other ends must not keep ours open.
+    process.close()
 
 
-async def _gone(process: asyncio.subprocess.Process, seconds: float) -> bool:
+async def _gone(process: _Child, seconds: float) -> bool:
     deadline = anyio.current_time() + seconds
     while process.returncode is None:
         if anyio.current_time() >= deadline:

@@ -46,7 +46,8 @@ class Asker:
 
     def stream(self, tool_name: str, arguments: dict[str, Any] | None = None, **fields: Any) -> Any:
         """Begin a tool call, and give the stream."""
-        request = api.CallToolRequest(tool_name=tool_name, arguments_json=json.dumps(arguments or {}), **fields)
+        fields.setdefault("arguments_json", json.dumps(arguments or {}))
+        request = api.CallToolRequest(tool_name=tool_name, **fields)
         return self._stub.CallTool(request, metadata=self.metadata, timeout=self.timeout)
 
     async def responses(

@@ -1,7 +1,7 @@
 """Servers that others have written, from PyPI and from npm."""
 
+import asyncio
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,9 @@ async def test_a_server_from_pypi(mesh: Mesh, asker: Asker, user: str) -> None:
 async def test_a_second_one(asker: Asker, tmp_path: Path) -> None:
     """mcp-server-git works on a repository, and tells its errors as results."""
     servers.python_servers()
-    for command in (["init", "-q", "-b", "main"], ["config", "user.email", "a@b"], ["config", "user.name", "a"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    for command in ("init -q -b main", "config user.email a@b", "config user.name a"):
+        git = await asyncio.create_subprocess_exec("git", *command.split(), cwd=tmp_path)
+        assert await git.wait() == 0
     (tmp_path / "note").write_text("hello")
     extension_id = await asker.loaded(stdio("git", servers.GIT, "--repository", str(tmp_path)))
     assert "note" in await asker.text("git_status", {"repo_path": str(tmp_path)}, extension_id=extension_id)
@@ -79,7 +80,7 @@ async def _everything(asker: Asker, extension_id: str) -> None:
     assert {one.raw.type for one in links.content if one.HasField("raw")} == {"resource_link"}
     long = {"duration": 0.4, "steps": 4}
     seen = [one async for one in asker.responses("trigger-long-running-operation", long, extension_id=extension_id)]
-    assert [one.WhichOneof("event") for one in seen][0] == "started"
+    assert seen[0].HasField("started")
     steps = [one.progress for one in seen if one.HasField("progress")]
     assert [(one.progress, one.total) for one in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen[-1].HasField("result")

@@ -31,7 +31,7 @@ _ALLOWED = (("uvx", "mcp-server-time"), ("npx", "-y", "@scope/server"), ("/opt/m
         pytest.param("uvx", ["mcp-server-time-evil"], id="a longer word"),
         pytest.param("uvx", ["--from", "evil", "mcp-server-time"], id="words in between"),
         pytest.param("./uvx", ["mcp-server-time"], id="a path instead of a name"),
-        pytest.param("/tmp/uvx", ["mcp-server-time"], id="another program of the name"),
+        pytest.param("/elsewhere/uvx", ["mcp-server-time"], id="another program of the name"),
         pytest.param("UVX", ["mcp-server-time"], id="other letters"),
         pytest.param("uvx mcp-server-time", [], id="one word with a space"),
         pytest.param("/opt/mcp/../mcp/run", [], id="a path with dots"),
@@ -57,7 +57,8 @@ def test_a_command_that_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+        "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3",  # noqa: S104
+        "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "192.0.0.8", "198.18.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1",
         "::", "::1", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00::1", "ff02::1", "2001:db8::1",
         "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
