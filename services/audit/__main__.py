@@ -8,6 +8,7 @@ from services.audit.owner import ConversationOwner
 from services.audit.publishing import EventPublisher
 from services.audit.rebuilding import Rebuild
 from services.audit.reconciliation import Reconciliation
+from services.audit.revisions import EntityOwner
 from services.audit.servicer import AUDIT_ACCESS, AuditServicer
 from services.audit.settings import AuditSettings
 from services.audit.store import AuditStore
@@ -45,6 +46,10 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         holder=holder,
         interval_seconds=settings.reconcile_interval_seconds,
         grace_seconds=settings.reconcile_grace_seconds,
+        others=[
+            EntityOwner(runtime.sidecar, settings.sibling(name), lambda user_id: runtime.tokens.issue(user_id))  # noqa: PLW0108 - as above
+            for name in settings.entity_services
+        ],
     )
     erasure = Erasure(store, runtime.sidecar, pubsub=settings.pubsub, poll_seconds=settings.erasure_poll_seconds)
     servicer = AuditServicer(

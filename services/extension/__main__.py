@@ -1,6 +1,7 @@
 """Starts the extension service."""
 
-from gaggle.extension.v1 import extension_service_pb2, owner_service_pb2
+from gaggle.extension.v1 import extension_service_pb2
+from gaggle.owner.v1 import owner_service_pb2
 from services.extension.connections import Connections
 from services.extension.owning import Owner
 from services.extension.peers import Peers
@@ -26,10 +27,13 @@ def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
     owner = Owner(store, registry, connections, runtime.name)
     servicer = ExtensionServicer(store, registry, use, peers)
     dead = topics.dead_letter_topic(settings.app_id)
+    owners = owner_service_pb2.DESCRIPTOR.services_by_name
     return Wiring(
         servicers=[
             Exposed(extension_service_pb2.DESCRIPTOR.services_by_name["ExtensionService"], servicer, EXTENSION_ACCESS),
-            Exposed(owner_service_pb2.DESCRIPTOR.services_by_name["OwnerService"], OwnerServicer(owner), OWNER_ACCESS),
+            Exposed(
+                owner_service_pb2.DESCRIPTOR.services_by_name["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS
+            ),
         ],
         subscriptions=[Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead)],
         start=[runtime.outbox.start, connections.start],

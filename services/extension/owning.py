@@ -8,7 +8,7 @@ import structlog
 from google.protobuf import json_format
 
 from gaggle.conversation.v1 import event_pb2 as conversation_events
-from gaggle.extension.v1 import owner_service_pb2 as owner_api
+from gaggle.owner.v1 import owner_service_pb2 as owner_api
 from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.extension import domain
 from services.extension.connections import Connections
@@ -24,6 +24,7 @@ from services.runtime.users import USER_BUCKETS
 MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000
 _REVISIONS_PAGE = 100
+_HEADS_AT_ONCE = 25
 
 _log = structlog.get_logger()
 
@@ -63,22 +64,16 @@ class Owner:
         response = owner_api.ListRevisionsResponse()
         if len(wanted) > size:
             response.next_page_token = paging.encode({"i": wanted[size - 1]}, *scope)
-        live = {one.extension_id: one for one in await self._store.views(request.user_id, wanted[:size])}
-        for extension_id in wanted[:size]:
-            head, _ = await self._store.head(request.user_id, extension_id)
-            if head is None:
-                continue
-            shown = owner_api.ExtensionRevision(
-                extension_id=extension_id, revision=head.revision, incarnation=head.incarnation
-            )
-            view = live.get(extension_id)
-            if view is None:
-                shown.deleted = True
-            else:
-                described = domain.describe(view.registration, view.own, extension_id, reveal=False)
-                domain.hide(described.config, code=True)
-                shown.extension.CopyFrom(described)
-            response.revisions.append(shown)
+        for start in range(0, min(len(wanted), size), _HEADS_AT_ONCE):
+            chunk = wanted[start : min(start + _HEADS_AT_ONCE, size)]
+            for head in await self._store.heads(request.user_id, chunk):
+                response.revisions.add(
+                    entity_type=ENTITY,
+                    entity_id=head.extension_id,
+                    revision=head.revision,
+                    incarnation=head.incarnation,
+                    deleted=head.HasField("delete_time"),
+                )
         return response
 
     async def republish(self, request: owner_api.RepublishEventsRequest) -> owner_api.RepublishEventsResponse:
@@ -86,9 +81,9 @@ class Owner:
         count = request.last_revision - request.first_revision + 1
         if not 0 < count <= MAX_REPUBLISHED:
             raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
-        head, _ = await self._store.head(request.user_id, request.extension_id)
+        head, _ = await self._store.head(request.user_id, request.entity_id)
         if head is None:
-            raise NotFoundError(ENTITY, request.extension_id)
+            raise NotFoundError(ENTITY, request.entity_id)
         published = 0
         for one in head.events:
             if request.first_revision <= one.revision <= request.last_revision:

@@ -6,8 +6,8 @@ from typing import Any
 
 from gaggle.extension.v1 import extension_service_pb2 as api
 from gaggle.extension.v1 import extension_service_pb2_grpc as api_grpc
-from gaggle.extension.v1 import owner_service_pb2 as owner_api
-from gaggle.extension.v1 import owner_service_pb2_grpc as owner_grpc
+from gaggle.owner.v1 import owner_service_pb2 as owner_api
+from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from services.extension import validation
 from services.extension.domain import TYPES
 from services.extension.owning import Owner
@@ -143,8 +143,8 @@ class ExtensionServicer(api_grpc.ExtensionServiceServicer):
         return str(request.extension_id)
 
 
-class OwnerServicer(owner_grpc.OwnerServiceServicer):
-    """Serves gaggle.extension.v1.OwnerService to the mesh's own services."""
+class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
+    """Serves gaggle.owner.v1.EntityOwnerService to the mesh's own services."""
 
     def __init__(self, owner: Owner) -> None:
         """`owner` walks the state."""

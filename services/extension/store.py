@@ -142,6 +142,12 @@ class ExtensionStore:
         item = await self.state.get(head_key(user_id, extension_id))
         return (document_pb2.Head.FromString(item.value), item.etag) if item else (None, "")
 
+    async def heads(self, user_id: str, extension_ids: Sequence[str]) -> list[document_pb2.Head]:
+        """Read what lies under a user, tombstones included; what has run out is left out."""
+        keys = [head_key(user_id, one) for one in extension_ids]
+        found = await self.state.get_many(keys, confirm=keys)
+        return [document_pb2.Head.FromString(found[key].value) for key in keys if key in found]
+
     # -- changing
 
     @asynccontextmanager

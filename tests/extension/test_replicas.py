@@ -3,14 +3,18 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cli.mesh.secrets import read_secrets
 from gaggle.conversation.v1 import conversation_service_pb2 as conversations
 from gaggle.conversation.v1 import conversation_service_pb2_grpc as conversations_grpc
 from gaggle.extension.v1 import extension_pb2
+from gaggle.owner.v1 import owner_service_pb2, owner_service_pb2_grpc
+from services.runtime.identity import TokenSigner
 from tests.conditions import eventually
 from tests.conversation.talking import refused
 from tests.extension.asking import Asker, odd
@@ -71,8 +75,6 @@ async def test_another_replica_takes_over(pair: Mesh, user: str) -> None:
 
 async def test_a_holder_that_hangs_is_left_behind(pair: Mesh, user: str) -> None:
     """A replica that is stopped holds nobody up for long; going on, it finds its connection moved and closes it."""
-    import signal
-
     async with pair.channel("extension", 0) as one, pair.channel("extension", 1) as two:
         first, second = Asker(one, pair.metadata(user)), Asker(two, pair.metadata(user))
         extension_id = await first.loaded(odd())
@@ -90,6 +92,44 @@ async def test_a_holder_that_hangs_is_left_behind(pair: Mesh, user: str) -> None
         await eventually(closed, within=30, what="the former holder's server gone")
         again = json.loads(await first.text("whoami", extension_id=extension_id))
         assert again["pid"] == found["pid"]
+
+
+async def test_the_owner_tells_its_revisions_again(mesh: Mesh, asker: Asker, admin: Asker, user: str) -> None:
+    """The audit service finds users, revisions and events of extensions, shared ones under no user; nobody else may."""
+    own = await asker.loaded(odd())
+    shared = await admin.register(odd(f"shared-{user}"), shared=True)
+    secrets = read_secrets(mesh.data)
+    signer = TokenSigner(secrets["service-key-audit"], issuer="gaggle", audience="gaggle")
+    metadata = (("authorization", f"Bearer {signer.sign(user, ttl_seconds=60, service='audit')}"),)
+    async with mesh.channel("extension") as channel:
+        stub: Any = owner_service_pb2_grpc.EntityOwnerServiceStub(channel)
+        users: list[str] = []
+        token = ""
+        while True:
+            listed = await stub.ListUsers(owner_service_pb2.ListUsersRequest(page_token=token), metadata=metadata)
+            users += listed.user_ids
+            token = listed.next_page_token
+            if not token:
+                break
+        assert {user, ""} <= set(users)
+        request = owner_service_pb2.ListRevisionsRequest(user_id=user)
+        (found,) = (await stub.ListRevisions(request, metadata=metadata)).revisions
+        assert (found.entity_type, found.entity_id, found.revision, found.deleted) == ("extension", own, 2, False)
+        request = owner_service_pb2.ListRevisionsRequest(page_size=100)
+        ids = {one.entity_id for one in (await stub.ListRevisions(request, metadata=metadata)).revisions}
+        assert shared in ids
+        again = owner_service_pb2.RepublishEventsRequest(
+            user_id=user, entity_type="extension", entity_id=own, first_revision=1, last_revision=2
+        )
+        assert (await stub.RepublishEvents(again, metadata=metadata)).published == 2
+        refusal = await refused(stub.ListUsers(owner_service_pb2.ListUsersRequest(), metadata=mesh.metadata(user)))
+        assert (refusal.code, refusal.reason) == ("PERMISSION_DENIED", "SERVICE_NOT_ALLOWED")
+
+    async def known() -> bool:
+        rows = await read_model(mesh, "")
+        return (f"shared-{user}", "registered", "stdio") in rows
+
+    await eventually(known, within=30, what="the shared one in the read model")
 
 
 async def test_an_erased_user_leaves_nothing(mesh: Mesh, asker: Asker, admin: Asker, user: str) -> None:
