@@ -31,9 +31,7 @@ def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
     return Wiring(
         servicers=[
             Exposed(extension_service_pb2.DESCRIPTOR.services_by_name["ExtensionService"], servicer, EXTENSION_ACCESS),
-            Exposed(
-                owner_service_pb2.DESCRIPTOR.services_by_name["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS
-            ),
+            Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=[Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead)],
         start=[runtime.outbox.start, connections.start],
