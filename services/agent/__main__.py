@@ -6,6 +6,7 @@ from gaggle.agent.v1 import agent_service_pb2
 from gaggle.conversation.v1 import conversation_service_pb2_grpc
 from gaggle.extension.v1 import extension_service_pb2_grpc
 from gaggle.owner.v1 import owner_service_pb2
+from services.agent.a2a import A2A_ACCESS, SERVICE, A2AServicer
 from services.agent.chatting import Chats
 from services.agent.models.catalog import Catalog
 from services.agent.owning import Owner
@@ -60,6 +61,13 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
                 services["AgentService"],
                 AgentServicer(store, chats, turns, sessions, watcher, catalog),
                 AGENT_ACCESS,
+            ),
+            Exposed(
+                SERVICE,
+                A2AServicer(
+                    chats, turns, sessions, watcher, conversations, catalog, url=f"{settings.host}:{settings.port}"
+                ),
+                A2A_ACCESS,
             ),
             Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],

@@ -87,6 +87,19 @@ class Conversations:
             return await self._find(user_id, conversation_id, messages)
         return Saved(response.first_sequence, response.last_sequence)
 
+    async def span(self, user_id: str, conversation_id: str, first: int, last: int) -> list[message_pb2.Message]:
+        """Read the messages of a stretch of sequences, at most 200 of them, those that are there."""
+        request = conversation_api.ListMessagesRequest(
+            conversation_id=conversation_id, after_sequence=first - 1, page_size=min(last - first + 1, 200)
+        )
+        try:
+            response = await self._peer.ask("ListMessages", request, self._issue(user_id))
+        except GaggleError as error:
+            if is_gone(error):
+                return []
+            raise
+        return [one for one in response.messages if one.sequence <= last]
+
     async def _find(self, user_id: str, conversation_id: str, messages: Sequence[message_pb2.Message]) -> Saved:
         request = conversation_api.ListMessagesRequest(conversation_id=conversation_id, page_size=200)
         response = await self._peer.ask("ListMessages", request, self._issue(user_id))

@@ -344,10 +344,12 @@ class TurnRun:
         change: Callable[[Transaction, document_pb2.TurnDocument], None],
         *keys: str,
         event: turn_pb2.TurnEvent | None = None,
+        closing: turn_pb2.TurnEvent | None = None,
     ) -> None:
         """Change the turn as it lies in the store, and note there what has been saved since. Raises LostError.
 
-        `event` goes to the row of the log that this commit writes, and to no other.
+        `event` goes to the row of the log that this commit writes, and to no other; `closing` goes there if the turn
+        waits from here on.
         """
         key = turn_key(self.turn.user_id, self.turn.id)
         fence, first, last = self.turn.fence, self.turn.first_sequence, self.turn.last_sequence
@@ -361,6 +363,8 @@ class TurnRun:
                 turn.ClearField("pending")
             change(transaction, turn)
             events = self.journal.unsaved()
+            if closing is not None and turn.status == turn_pb2.TURN_STATUS_WAITING_APPROVAL:
+                events.append(closing)
             if events:
                 self._parts.turns.write_log(transaction, turn, events)
             turn.update_time.CopyFrom(now())
@@ -816,7 +820,9 @@ class TurnRun:
     async def _pause(self) -> None:
         """Let go of the turn until a person has decided, unless one just has. Raises PausedError."""
         waiting = [call.id for call in self.turn.calls if call.status == _WAITING]
-        self._emit(waiting=turn_pb2.TurnWaiting(turn_id=self.turn.id, call_ids=waiting))
+        told_waiting = turn_pb2.TurnEvent(
+            position=self.journal.position + 1, waiting=turn_pb2.TurnWaiting(turn_id=self.turn.id, call_ids=waiting)
+        )
         watched = watchlist_key(self.turn.user_id, self.turn.id)
 
         def change(transaction: Transaction, turn: document_pb2.TurnDocument) -> None:
@@ -828,8 +834,11 @@ class TurnRun:
             first = min(due, key=lambda one: one.ToNanoseconds())
             watch(transaction, watched, turn.user_id, turn.id, first)
 
-        await self._commit(change, watched)
+        # Told once it is so: who hears of it may decide at once.
+        await self._commit(change, watched, closing=told_waiting)
         if self.turn.status == turn_pb2.TURN_STATUS_WAITING_APPROVAL:
+            self.journal.add(told_waiting)
+            self.changed.set()
             raise PausedError
 
     async def _record_answers(self) -> None:

@@ -1,5 +1,6 @@
 """Agent sessions, and what a user's turns have used."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -293,6 +294,19 @@ class Sessions:
         ]
 
     # -- the ledger
+
+    async def turn_ids(self, user_id: str) -> AsyncIterator[str]:
+        """Walk the turns that a user began, newest first."""
+        index = await self._store.read(index_key(user_id), document_pb2.UserIndex)
+        first = index.first_day if index is not None and index.first_day else today() + 1
+        for day in range(today(), first - 1, -1):
+            document = await self._store.read(day_key(user_id, day), document_pb2.Day)
+            for turn_id in reversed(document.turn_ids if document else ()):
+                yield turn_id
+            for block in range(document.turn_blocks - 1 if document else -1, -1, -1):
+                older = await self._store.read(day_key(user_id, day, f"t{block}"), document_pb2.Day)
+                for turn_id in reversed(older.turn_ids if older else ()):
+                    yield turn_id
 
     def note_turn(self, user_id: str, transaction: Transaction, day: int, turn_id: str) -> None:
         """Plan to enter a turn in its day, which the transaction has read."""
