@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from bench.plan import (
     SESSION_COUNT,
     SESSIONS,
     STUB,
+    TOOLCALL,
     Cell,
     Pace,
 )
@@ -48,6 +50,7 @@ _PREPARE_SECONDS = 180.0
 _MEASURE_SECONDS = 60.0
 _START_SECONDS = 30.0
 _RAW_KEYS = 64
+_SETTINGS = {"GAGGLE_STDIO_COMMANDS": shlex.join((sys.executable, str(Path(__file__).parent / "tool_server.py")))}
 
 Tell = Callable[[str], None]
 Samples = dict[Cell, list[Round]]
@@ -59,6 +62,7 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     events = [cell for cell in cells if cell.case == EVENT]
     sessions = [cell for cell in cells if cell.case == SESSIONS]
     loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
+    tools = [cell for cell in cells if cell.case == TOOLCALL]
     with _stage(cells, pace, console, tell) as stage:
         began = time.monotonic()
 
@@ -80,8 +84,11 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
             tell("warming up events")
             stage.measure(events[0])
             rounds(events, pace.rounds)
+        if tools:
+            stage.prepare_tools(tools)
+            rounds(tools, pace.rounds)
         if loops or sessions:
-            stage.prepare(cells)
+            stage.prepare([*loops, *sessions])
             for cell in loops:
                 tell(f"warming up {cell}")
                 stage.closed_loop(cell, pace.warm_up_seconds)
@@ -125,6 +132,7 @@ class _Stage:
             token=self._token,
             document=str(work / "document"),
             pools={str(history): count for history, count in pace.pools.items()},
+            **_extension(mesh),
         )
         (work / "spec.json").write_text(json.dumps(asdict(spec)))
         self._stub = self._worker(Path(sys.executable), "stub")
@@ -157,6 +165,12 @@ class _Stage:
             for history in sorted({cell.history for cell in cells if cell.system == system}):
                 self._tell(f"writing histories of {history:,} for {system}")
                 self._peers.ask("prepare", _PREPARE_SECONDS, system=system, history=history)
+
+    def prepare_tools(self, cells: Sequence[Cell]) -> None:
+        """Have every way to the tool opened and tried."""
+        for system in dict.fromkeys(cell.system for cell in cells):
+            self._tell(f"opening the way to a tool by {system}")
+            self._stub.ask("prepare", _PREPARE_SECONDS, system=f"{TOOLCALL}-{system}", history=0)
 
     def _add_ours(self) -> None:
         straight = {"authorization": f"Bearer {self._token}"}
@@ -210,6 +224,10 @@ class _Stage:
 
     def closed_loop(self, cell: Cell, seconds: float) -> Round:
         """Measure a cell with callers who wait for their answers. Raises Failed."""
+        if cell.case == TOOLCALL:
+            asked = {"case": cell.case, "callers": cell.callers, "history": 0, "seconds": seconds}
+            system = f"{TOOLCALL}-{cell.system}"
+            return Round(**self._stub.ask("measure", seconds + _MEASURE_SECONDS, system=system, **asked))
         if CLIENTS[cell.system] == GHZ:
             return self._ghz.closed_loop(self._target(cell), cell.callers, seconds)
         worker = self._stub if CLIENTS[cell.system] == STUB else self._peers
@@ -232,10 +250,16 @@ def _stage(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell) -> I
         # Unix sockets lie in it, whose paths are short.
         work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
         tell("starting the mesh")
-        started = held.enter_context(mesh(work / "mesh"))
+        services = ["conversation", *(["extension"] if any(cell.case == TOOLCALL for cell in cells) else [])]
+        started = held.enter_context(mesh(work / "mesh", services, _SETTINGS))
         sidecar = BenchSidecar(started)
         held.enter_context(sidecar.run(started, work))
         yield _Stage(held, started, sidecar, work, pace, tell)
+
+
+def _extension(mesh: MeshDescription) -> dict[str, str]:
+    found = mesh.services.get("extension")
+    return {"extension": found.address, "extension_app_id": found.app_id} if found else {}
 
 
 def _target(address: str, method: str, requests: Sequence[Message], metadata: dict[str, str]) -> Target:

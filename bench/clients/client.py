@@ -33,6 +33,11 @@ class Spec:
     pools: dict[str, int]
     """Conversations of each history to append to."""
 
+    extension: str = ""
+    """The extension service itself; empty: it does not run."""
+
+    extension_app_id: str = ""
+
 
 class Client(Protocol):
     """A system with histories of 50 and 1,000 messages: one to read from, several to append to."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2, wrappers_pb2
 
 from bench import protoset
-from bench.plan import CLIENTS, FULL, PEER_HISTORIES, PEERS, QUICK, Cell, cells
+from bench.plan import CASES, CLIENTS, FULL, PEER_HISTORIES, PEERS, QUICK, Cell, cells
 from bench.report import chart, markdown, rows_of
 from bench.stats import Round
 from bench.targets import Results, checks
@@ -47,7 +47,7 @@ def test_every_cell_is_in_the_table() -> None:
     """The Markdown table has a line for each row, and the chart a bar for each system it shows."""
     rows = rows_of({cell: [Round(1.0, [1.0, 2.0])] for cell in cells()})
     lines = markdown(rows, [], FULL, 60.0).splitlines()
-    assert sum(line.startswith("| ") and "---" not in line for line in lines) == len(rows) + 4 + 1
+    assert sum(line.startswith("| ") and "---" not in line for line in lines) == len(rows) + len(CASES) + 1
     assert chart(rows).count(">gaggle-mesh<") == 5
 
 
