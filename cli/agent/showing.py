@@ -49,11 +49,13 @@ class TurnView:
 
     def _text_delta(self, delta: turn_pb2.TextDelta) -> None:
         self._in_text = True
-        self._console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(delta.text, end="", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _thinking_delta(self, delta: turn_pb2.ThinkingDelta) -> None:
         self._in_text = True
-        self._console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True, style="dim italic")
+        self._console.print(
+            delta.text, end="", markup=False, emoji=False, highlight=False, soft_wrap=True, style="dim italic"
+        )
 
     def _restarted(self, restarted: turn_pb2.StepRestarted) -> None:
         self._line(f"[yellow]begun again ({escape(restarted.reason)}); forget the half above[/]")

@@ -2,11 +2,12 @@
 
 import socket
 
-from gaggle.agent.v1 import agent_service_pb2
+from gaggle.agent.v1 import agent_service_pb2, chat_service_pb2
 from gaggle.conversation.v1 import conversation_service_pb2_grpc
 from gaggle.extension.v1 import extension_service_pb2_grpc
 from gaggle.owner.v1 import owner_service_pb2
 from services.agent.a2a import A2A_ACCESS, SERVICE, A2AServicer
+from services.agent.chat_service import ChatServicer
 from services.agent.chatting import Chats
 from services.agent.models.catalog import Catalog
 from services.agent.owning import Owner
@@ -53,6 +54,7 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
     chats = Chats(turns, runs, watcher, catalog, settings)
     owner = Owner(store, sessions, runs, runtime.name)
     services = agent_service_pb2.DESCRIPTOR.services_by_name
+    chat_services = chat_service_pb2.DESCRIPTOR.services_by_name
     owners = owner_service_pb2.DESCRIPTOR.services_by_name
     dead = topics.dead_letter_topic(settings.app_id)
     return Wiring(
@@ -62,6 +64,7 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
                 AgentServicer(store, chats, turns, sessions, watcher, catalog),
                 AGENT_ACCESS,
             ),
+            Exposed(chat_services["ChatService"], ChatServicer(chats, conversations, settings), AGENT_ACCESS),
             Exposed(
                 SERVICE,
                 A2AServicer(

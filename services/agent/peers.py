@@ -7,11 +7,11 @@ from typing import Any
 from google.rpc import code_pb2
 
 from gaggle.common.v1 import error_reason_pb2
+from gaggle.conversation.v1 import conversation_pb2, message_pb2
 from gaggle.conversation.v1 import conversation_service_pb2 as conversation_api
-from gaggle.conversation.v1 import message_pb2
 from gaggle.extension.v1 import extension_pb2
 from gaggle.extension.v1 import extension_service_pb2 as extension_api
-from services.runtime.errors import GaggleError
+from services.runtime.errors import DeadlineError, GaggleError, UnavailableError
 from services.runtime.invocation import Peer
 from services.runtime.requests import valid_id
 
@@ -49,6 +49,28 @@ class Conversations:
         request = conversation_api.CreateConversationRequest(request_id=request_id, conversation_id=conversation_id)
         response = await self._peer.ask("CreateConversation", request, self._issue(user_id))
         return str(response.conversation.id)
+
+    async def create_or_go_on_without(self, user_id: str, request_id: str, max_messages: int, *, seconds: float) -> str:
+        """Create a conversation that keeps so many messages; gives its id, or none if that can't be done in time."""
+        request = conversation_api.CreateConversationRequest(
+            request_id=request_id, retention=conversation_pb2.Retention(max_messages=max_messages)
+        )
+        try:
+            response = await self._peer.ask(
+                "CreateConversation", request, self._issue(user_id), timeout_seconds=seconds
+            )
+        except (UnavailableError, DeadlineError):
+            return ""
+        return str(response.conversation.id)
+
+    async def newest(self, user_id: str, conversation_id: str, count: int) -> list[message_pb2.Message]:
+        """Read the newest messages; none if they can't be had now."""
+        request = conversation_api.ListMessagesRequest(conversation_id=conversation_id, page_size=count)
+        try:
+            response = await self._peer.ask("ListMessages", request, self._issue(user_id))
+        except (UnavailableError, DeadlineError):
+            return []
+        return list(response.messages)
 
     async def raise_fence(self, user_id: str, conversation_id: str, request_id: str) -> int:
         """Take the conversation: what carries a lower fence is refused from now on."""

@@ -118,6 +118,15 @@ class AgentSettings(ServiceSettings):
     approval_expire_seconds: int = Field(default=3 * 86_400, ge=10, le=30 * 86_400)
     """How long a tool call waits for a person, where the turn does not say."""
 
+    chat_window_messages: int = Field(default=50, ge=1, le=1000)
+    """Messages that ChatService gives back with its answer."""
+
+    chat_kept_messages: int = Field(default=200, ge=0, le=1_000_000)
+    """Messages that a conversation of ChatService's making keeps; 0: all."""
+
+    chat_extensions: tuple[str, ...] = ()
+    """Extensions whose tools ChatService's turns may call where a request names none, as JSON."""
+
     conversation_app: str = "conversation"
     """App id, without the mesh's suffix, of the conversation service."""
 

@@ -137,6 +137,7 @@ async def test_a_task_that_waits(agent: Agent, turns: Turns, effects: Any) -> No
         await agent.send("approve", task_id=task.id, context_id=conversation)
 
 
+@pytest.mark.parametrize("agent", [True], indirect=True, ids=["streaming"])
 async def test_cancel_and_subscribe(agent: Agent, turns: Turns, scripted: ScriptedModel) -> None:
     """A running task can be subscribed to and cancelled; an ended one can't."""
     conversation = await turns.conversation()
