@@ -1,9 +1,11 @@
 """Sessions and the usage ledger: counted once, listed, told to the log."""
 
 import asyncio
+import json
 from typing import Any
 
 import grpc.aio
+import psycopg
 import pytest
 
 from gaggle.agent.v1 import agent_service_pb2 as api
@@ -62,6 +64,18 @@ async def test_turns_are_counted_in_their_session(agents: Mesh, turns: Turns) ->
     kinds = sorted((one.revision, one.event_type.rpartition(".")[2]) for one in told)
     assert kinds == [(1, "started"), (2, "updated"), (3, "updated"), (4, "updated"), (5, "ended")]
     assert all("Be brief" not in str(one) for one in told)
+    assert _read_model(agents, turns.user) == [("Work", "ended", first[0].started.conversation_id, 2, 330)]
+
+
+def _read_model(mesh: Mesh, user: str) -> list[tuple[Any, ...]]:
+    """What the read model has of a user's sessions, by the query of docs/operations.md."""
+    secrets: dict[str, Any] = json.loads(mesh.description.secrets_file.read_text())
+    with psycopg.connect(secrets["database"]) as connection:
+        return connection.execute(
+            "SELECT name, status, conversation_id, (data #>> '{session,turnCount}')::bigint, "
+            "(data #>> '{session,accumulatedUsage,totalTokens}')::bigint FROM goose.agent_sessions WHERE user_id = %s",
+            [user],
+        ).fetchall()
 
 
 async def test_usage_by_day_and_model(turns: Turns) -> None:
