@@ -57,6 +57,13 @@ class _Call:
         for queue in self.listeners:
             _put(queue, response)
 
+    @property
+    def came_to_nothing(self) -> bool:
+        """It has ended, and a repetition may run the tool again."""
+        if not self.task.done():
+            return False
+        return self.task.cancelled() or not isinstance(self.task.exception(), (type(None), *_DECIDED))
+
     async def listen(self) -> AsyncIterator[api.CallToolResponse]:
         """Give what has been told, what is told from now on, and the outcome; raises what the work raised."""
         queue: asyncio.Queue[api.CallToolResponse | None] = asyncio.Queue(_QUEUED)
@@ -102,9 +109,9 @@ class CallLedger:
             return
         key = (user_id, call_id)
         call = self._calls.get(key)
-        if call is None:
-            call = self._calls[key] = _Call(call_id, digest, work)
-            call.task.add_done_callback(lambda _: self._ended(key))
+        if call is None or call.came_to_nothing:
+            call = self._calls[key] = new = _Call(call_id, digest, work)
+            call.task.add_done_callback(lambda _: self._ended(key, new))
         elif call.digest != digest:
             raise InvalidArgumentError(
                 {"call_id": "was used with another call; take a fresh one"},
@@ -133,13 +140,13 @@ class CallLedger:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, key: tuple[str, str]) -> None:
-        call = self._calls[key]
+    def _ended(self, key: tuple[str, str], call: _Call) -> None:
         if call.expire is not None:
             call.expire.cancel()
         error = None if call.task.cancelled() else call.task.exception()
-        decided = not call.task.cancelled() and (error is None or isinstance(error, _DECIDED))
-        if not decided or not self._answer_seconds:
+        if self._calls.get(key) is not call:
+            return
+        if call.came_to_nothing or not self._answer_seconds:
             del self._calls[key]
             return
         size = call.task.result().ByteSize() if error is None else 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,27 @@ pytestmark = pytest.mark.mesh
 _SOON = 15.0
 
 
+@pytest.fixture(scope="module")
+def user() -> str:
+    """One user for all tests of this module, so that one server serves them."""
+    return f"user-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def call_id() -> str:
+    """A call's id of the test's own."""
+    return uuid.uuid4().hex
+
+
 @pytest.fixture
 async def extension_id(asker: Asker) -> str:
     """The server of our own, loaded."""
-    return await asker.loaded(odd())
+    found = (await asker("ListExtensions", loaded=True, name_prefix="odd")).extensions
+    return str(found[0].id) if found else await asker.loaded(odd())
+
+
+async def _pid(asker: Asker, extension_id: str) -> int:
+    return int(json.loads(await asker.text("whoami", extension_id=extension_id))["pid"])
 
 
 async def _says(mark: Path, word: str) -> None:
@@ -53,10 +71,11 @@ async def test_time_is_limited(asker: Asker, extension_id: str, tmp_path: Path) 
     """A call that is out of time is DEADLINE_EXCEEDED, and the server is told to stop."""
     mark = tmp_path / "mark"
     slow = {"seconds": 60, "mark": str(mark)}
+    pid = await _pid(asker, extension_id)
     refusal = await refused(asker.call("slow", slow, extension_id=extension_id, timeout=Duration(nanos=300_000_000)))
     assert (refusal.code, refusal.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
     await _says(mark, "cancelled")
-    assert await asker.text("count", extension_id=extension_id) == "1"
+    assert await _pid(asker, extension_id) == pid
 
 
 async def test_the_extensions_own_limit(asker: Asker, tmp_path: Path) -> None:
@@ -68,10 +87,11 @@ async def test_the_extensions_own_limit(asker: Asker, tmp_path: Path) -> None:
 
 async def test_size_is_limited(asker: Asker, extension_id: str) -> None:
     """A result over the limit is RESOURCE_EXHAUSTED with the limit; one below it comes whole."""
+    pid = await _pid(asker, extension_id)
     assert len(await asker.text("flood", {"size": 300_000}, extension_id=extension_id)) == 300_000
     refusal = await refused(asker.call("flood", {"size": 900_000}, extension_id=extension_id))
     assert (refusal.code, refusal.reason, refusal.facts["limit"]) == ("RESOURCE_EXHAUSTED", "TOO_LARGE", "786432")
-    assert await asker.text("count", extension_id=extension_id) == "1"
+    assert await _pid(asker, extension_id) == pid
 
 
 async def test_a_caller_that_leaves_cancels(asker: Asker, extension_id: str, tmp_path: Path) -> None:
@@ -85,58 +105,60 @@ async def test_a_caller_that_leaves_cancels(asker: Asker, extension_id: str, tmp
     await _says(mark, "cancelled")
 
 
-async def test_a_call_is_cancelled_by_its_id(asker: Asker, stranger: Asker, extension_id: str, tmp_path: Path) -> None:
+async def test_a_call_is_cancelled_by_its_id(
+    asker: Asker, stranger: Asker, extension_id: str, call_id: str, tmp_path: Path
+) -> None:
     """CancelToolCall ends a call for everyone who waits; another user's is not reached; a repetition stays ended."""
     mark = tmp_path / "mark"
     slow = {"seconds": 60, "mark": str(mark)}
-    stream = asker.stream("slow", slow, extension_id=extension_id, call_id="c")
+    stream = asker.stream("slow", slow, extension_id=extension_id, call_id=call_id)
     async for response in stream:
         if response.HasField("progress"):
             break
     own = await stranger.loaded(odd())
-    assert not (await stranger("CancelToolCall", extension_id=own, call_id="c")).cancelled
-    assert (await asker("CancelToolCall", extension_id=extension_id, call_id="c")).cancelled
+    assert not (await stranger("CancelToolCall", extension_id=own, call_id=call_id)).cancelled
+    assert (await asker("CancelToolCall", extension_id=extension_id, call_id=call_id)).cancelled
 
     async def rest() -> None:
         async for _ in stream:
             pass
 
     refusal = await refused(rest())
-    assert (refusal.code, refusal.reason, refusal.facts) == ("ABORTED", "CALL_CANCELLED", {"call_id": "c"})
+    assert (refusal.code, refusal.reason, refusal.facts) == ("ABORTED", "CALL_CANCELLED", {"call_id": call_id})
     await _says(mark, "cancelled")
-    assert not (await asker("CancelToolCall", extension_id=extension_id, call_id="c")).cancelled
-    again = await refused(asker.call("slow", slow, extension_id=extension_id, call_id="c"))
+    assert not (await asker("CancelToolCall", extension_id=extension_id, call_id=call_id)).cancelled
+    again = await refused(asker.call("slow", slow, extension_id=extension_id, call_id=call_id))
     assert again.reason == "CALL_CANCELLED"
 
 
-async def test_a_repeated_call_runs_once(asker: Asker, extension_id: str, tmp_path: Path) -> None:
+async def test_a_repeated_call_runs_once(asker: Asker, extension_id: str, call_id: str, tmp_path: Path) -> None:
     """The same call_id gives the first result, at once and later; another body is refused; without, it runs again."""
     file = tmp_path / "file"
     line = {"path": str(file), "text": "x"}
     first, second = await asyncio.gather(
-        *(asker.call("append", line, extension_id=extension_id, call_id="c") for _ in range(2))
+        *(asker.call("append", line, extension_id=extension_id, call_id=call_id) for _ in range(2))
     )
     assert first == second
-    assert await asker.call("append", line, extension_id=extension_id, call_id="c") == first
+    assert await asker.call("append", line, extension_id=extension_id, call_id=call_id) == first
     assert file.read_text() == "x\n"
-    reused = await refused(asker.call("append", {**line, "text": "y"}, extension_id=extension_id, call_id="c"))
+    reused = await refused(asker.call("append", {**line, "text": "y"}, extension_id=extension_id, call_id=call_id))
     assert (reused.code, reused.reason, reused.fields) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED", ("call_id",))
     await asker.call("append", line, extension_id=extension_id)
     assert file.read_text() == "x\nx\n"
-    told = json.loads(await asker.text("call_id", extension_id=extension_id, call_id="mine"))
-    assert told["gaggle/call-id"] == "mine"
+    told = json.loads(await asker.text("call_id", extension_id=extension_id, call_id=f"{call_id}.mine"))
+    assert told["gaggle/call-id"] == f"{call_id}.mine"
 
 
-async def test_a_broken_stream_is_joined_again(asker: Asker, extension_id: str, tmp_path: Path) -> None:
+async def test_a_broken_stream_is_joined_again(asker: Asker, extension_id: str, call_id: str, tmp_path: Path) -> None:
     """A caller whose stream broke finds its call still running under its id, and it has run once."""
     mark = tmp_path / "mark"
     slow = {"seconds": 1.5, "mark": str(mark)}
-    stream = asker.stream("slow", slow, extension_id=extension_id, call_id="c")
+    stream = asker.stream("slow", slow, extension_id=extension_id, call_id=call_id)
     async for response in stream:
         if response.HasField("progress"):
             break
     stream.cancel()
-    seen = [one async for one in asker.responses("slow", slow, extension_id=extension_id, call_id="c")]
+    seen = [one async for one in asker.responses("slow", slow, extension_id=extension_id, call_id=call_id)]
     assert seen[0].HasField("started")
     assert seen[-1].result.content[0].text.text == "slept"
     assert mark.read_text() == "finished"

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
@@ -112,6 +111,8 @@ def main(argv: list[str]) -> None:
     if argv[:1] != ["--http"]:
         server.run()
         return
+    import uvicorn
+
     config = uvicorn.Config(server.streamable_http_app(), host="127.0.0.1", port=int(argv[1]), log_level="warning")
     http = uvicorn.Server(config)
 
