@@ -10,12 +10,13 @@ anew has another process id and holds nothing of its past.
 
 import asyncio
 import contextlib
+import contextvars
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -37,6 +38,7 @@ _BUSY_RETRY_SECONDS = 5.0
 
 _log = structlog.get_logger()
 Key = tuple[str, str]
+T = TypeVar("T")
 
 
 class MovedError(Exception):
@@ -126,7 +128,7 @@ class Connections:
         key = (view.user_id, view.extension_id)
         task = self._opening.get(key)
         if task is None:
-            task = self._opening[key] = asyncio.create_task(self._open(key, view))
+            task = self._opening[key] = _detached(self._open(key, view))
             task.add_done_callback(lambda _: self._opening.pop(key, None))
             task.add_done_callback(_retrieved)
         # Who gives up waiting does not end it for the others.
@@ -311,7 +313,7 @@ class Connections:
         connection = extension_pb2.Connection.FromString(noted)
         if connection.state == domain.RESTARTING and key not in self._restarts and not self._stopping:
             pause = domain.seconds_until(connection.retry_time, datetime.now(UTC))
-            self._restarts[key] = asyncio.create_task(self._restart(key, pause))
+            self._restarts[key] = _detached(self._restart(key, pause))
             self._restarts[key].add_done_callback(_retrieved)
         elif connection.state == domain.FAILED:
             await self._store.remove_post(*key, self.post.process)
@@ -378,10 +380,15 @@ class Connections:
             live.loading = False
 
     def _later(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+        task = _detached(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         task.add_done_callback(_logged)
+
+
+def _detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start work that outlives the call which began it: that call's deadline has no say in it."""
+    return asyncio.create_task(work, context=contextvars.Context())
 
 
 def _unavailable(view: View, what: str, state: Any, retry_after_seconds: float | None) -> ExtensionUnavailableError:

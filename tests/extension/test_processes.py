@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,21 @@ async def test_a_server_goes_with_its_tree(asker: Asker, how: str) -> None:
 
 
 async def test_a_death_is_seen_told_and_repaired(mesh: Mesh, asker: Asker, user: str) -> None:
-    """A server that is killed is noticed without a call, told of, started again, and told of again."""
-    extension_id = await asker.loaded(odd())
+    """A server that is killed is noticed without a call, told of, started again, and told of again.
+
+    The call that loaded it is long over by then, and its deadline too.
+    """
+    extension_id = await asker.register(odd())
+    patience = 6.0
+    over = time.monotonic() + patience
+    async with mesh.channel("extension") as channel:
+        await Asker(channel, asker.metadata, timeout=patience)("LoadExtension", extension_id=extension_id)
     pid = (await _whoami(asker, extension_id))["pid"]
+
+    async def expired() -> bool:
+        return time.monotonic() > over
+
+    await eventually(expired, within=patience + 1, what="the deadline of the load")
     os.kill(pid, signal.SIGKILL)
 
     async def told() -> list[str]:
