@@ -8,7 +8,8 @@ APPEND = "append1"
 SESSIONS = "sessions1000"
 EVENT = "event"
 REMINDERS = "reminders1000"
-CASES = (LIST, APPEND, SESSIONS, EVENT, REMINDERS)
+TOOLCALL = "toolcall"
+CASES = (LIST, APPEND, SESSIONS, EVENT, REMINDERS, TOOLCALL)
 
 GHZ = "ghz"
 PYTHON = "Python, in process"
@@ -23,6 +24,7 @@ CLIENTS = {
     "gaggle-known": GHZ,
     "gaggle-mesh": GHZ,
     "gaggle-python": STUB,
+    "mcp-sdk": STUB,
     "asyncpg": PYTHON,
     "dapr-http-json": PYTHON,
     "openai-agents-dapr": PYTHON,
@@ -39,6 +41,8 @@ HISTORIES = (50, 1_000, 10_000)
 PEER_HISTORIES = (50, 1_000)
 SESSION_COUNT = 1_000
 REMINDER_COUNT = 1_000
+TOOL_CALLERS = (1, 8)
+"""A connection takes 16 calls at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) 
 def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(REMINDERS, "gaggle", REMINDER_COUNT, 0)
     yield Cell(EVENT, "gaggle", 1, 50)
+    for callers in TOOL_CALLERS:
+        yield from (Cell(TOOLCALL, system, callers, 0) for system in ("mcp-sdk", "gaggle", "gaggle-mesh"))
     for callers in _CALLERS:
         for history in HISTORIES:
             if history == HISTORIES[0]:

@@ -96,9 +96,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def mesh(data: Path, services: Sequence[str] = ("conversation",)) -> Iterator[MeshDescription]:
-    """Start a mesh of the conversation service alone, or of these services, and stop it."""
-    environment = {**os.environ, "GAGGLE_APP_ID_SUFFIX": os.environ.get("GAGGLE_APP_ID_SUFFIX", "-bench")}
+def mesh(data: Path, services: Sequence[str], settings: Mapping[str, str]) -> Iterator[MeshDescription]:
+    """Start a mesh of these services alone, and stop it."""
+    environment = {**os.environ, **settings, "GAGGLE_APP_ID_SUFFIX": os.environ.get("GAGGLE_APP_ID_SUFFIX", "-bench")}
     gaggle = [sys.executable, "-m", "cli.main"]
     place = ["--data", str(data)]
     started = [*gaggle, "up", "--detach", *place, "--port-base", "0"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from bench.plan import (
     SESSION_COUNT,
     SESSIONS,
     STUB,
+    TOOLCALL,
     Cell,
     Pace,
 )
@@ -51,6 +53,7 @@ _MEASURE_SECONDS = 60.0
 _START_SECONDS = 30.0
 _REMINDERS_SECONDS = 240.0
 _RAW_KEYS = 64
+_SETTINGS = {"GAGGLE_STDIO_COMMANDS": shlex.join((sys.executable, str(Path(__file__).parent / "tool_server.py")))}
 
 Tell = Callable[[str], None]
 Samples = dict[Cell, list[Round]]
@@ -59,14 +62,27 @@ Samples = dict[Cell, list[Round]]
 def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: Callable[[Cell], None]) -> Samples:
     """Measure all cells; `tell` says what is being done, `done` that a cell was measured once more. Raises Failed."""
     samples: Samples = {cell: [] for cell in cells}
-    events = [cell for cell in cells if cell.case == EVENT]
-    sessions = [cell for cell in cells if cell.case == SESSIONS]
-    loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
     reminders = [cell for cell in cells if cell.case == REMINDERS]
     if reminders:
         _reminders(reminders, pace, tell, done, samples)
-    if len(reminders) == len(cells):
-        return samples
+    others = [cell for cell in cells if cell.case != REMINDERS]
+    if others:
+        _all_others(others, pace, console, tell, done, samples)
+    return samples
+
+
+def _all_others(
+    cells: Sequence[Cell],
+    pace: Pace,
+    console: Console,
+    tell: Tell,
+    done: Callable[[Cell], None],
+    samples: Samples,
+) -> None:
+    events = [cell for cell in cells if cell.case == EVENT]
+    sessions = [cell for cell in cells if cell.case == SESSIONS]
+    loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
+    tools = [cell for cell in cells if cell.case == TOOLCALL]
     with _stage(cells, pace, console, tell) as stage:
         began = time.monotonic()
 
@@ -88,14 +104,16 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
             tell("warming up events")
             stage.measure(events[0])
             rounds(events, pace.rounds)
+        if tools:
+            stage.prepare_tools(tools)
+            rounds(tools, pace.rounds)
         if loops or sessions:
-            stage.prepare(cells)
+            stage.prepare([*loops, *sessions])
             for cell in loops:
                 tell(f"warming up {cell}")
                 stage.closed_loop(cell, pace.warm_up_seconds)
             rounds(sessions, pace.session_rounds)
             rounds(loops, pace.rounds)
-    return samples
 
 
 def _reminders(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Cell], None], samples: Samples) -> None:
@@ -103,7 +121,7 @@ def _reminders(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Ce
     with contextlib.ExitStack() as held:
         work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
         tell("starting the mesh of tasks and reminders")
-        started = held.enter_context(mesh(work / "mesh", ("task", "reminder")))
+        started = held.enter_context(mesh(work / "mesh", ("task", "reminder"), {}))
         sidecar = BenchSidecar(started)
         held.enter_context(sidecar.run(started, work))
         spec = Spec(
@@ -173,6 +191,7 @@ class _Stage:
             token=self._token,
             document=str(work / "document"),
             pools={str(history): count for history, count in pace.pools.items()},
+            **_extension(mesh),
         )
         (work / "spec.json").write_text(json.dumps(asdict(spec)))
         self._stub = _worker(held, work, Path(sys.executable), "stub")
@@ -198,6 +217,12 @@ class _Stage:
             for history in sorted({cell.history for cell in cells if cell.system == system}):
                 self._tell(f"writing histories of {history:,} for {system}")
                 self._peers.ask("prepare", _PREPARE_SECONDS, system=system, history=history)
+
+    def prepare_tools(self, cells: Sequence[Cell]) -> None:
+        """Have every way to the tool opened and tried."""
+        for system in dict.fromkeys(cell.system for cell in cells):
+            self._tell(f"opening the way to a tool by {system}")
+            self._stub.ask("prepare", _PREPARE_SECONDS, system=f"{TOOLCALL}-{system}", history=0)
 
     def _add_ours(self) -> None:
         straight = {"authorization": f"Bearer {self._token}"}
@@ -251,6 +276,10 @@ class _Stage:
 
     def closed_loop(self, cell: Cell, seconds: float) -> Round:
         """Measure a cell with callers who wait for their answers. Raises Failed."""
+        if cell.case == TOOLCALL:
+            asked = {"case": cell.case, "callers": cell.callers, "history": 0, "seconds": seconds}
+            system = f"{TOOLCALL}-{cell.system}"
+            return Round(**self._stub.ask("measure", seconds + _MEASURE_SECONDS, system=system, **asked))
         if CLIENTS[cell.system] == GHZ:
             return self._ghz.closed_loop(self._target(cell), cell.callers, seconds)
         worker = self._stub if CLIENTS[cell.system] == STUB else self._peers
@@ -273,10 +302,16 @@ def _stage(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell) -> I
         # Unix sockets lie in it, whose paths are short.
         work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
         tell("starting the mesh")
-        started = held.enter_context(mesh(work / "mesh"))
+        services = ["conversation", *(["extension"] if any(cell.case == TOOLCALL for cell in cells) else [])]
+        started = held.enter_context(mesh(work / "mesh", services, _SETTINGS))
         sidecar = BenchSidecar(started)
         held.enter_context(sidecar.run(started, work))
         yield _Stage(held, started, sidecar, work, pace, tell)
+
+
+def _extension(mesh: MeshDescription) -> dict[str, str]:
+    found = mesh.services.get("extension")
+    return {"extension": found.address, "extension_app_id": found.app_id} if found else {}
 
 
 def _target(address: str, method: str, requests: Sequence[Message], metadata: dict[str, str]) -> Target:

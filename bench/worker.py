@@ -17,6 +17,9 @@ import uvloop
 from bench.clients.client import Client, Spec
 
 _MODULES = {
+    "toolcall-mcp-sdk": "tools:connect_bare",
+    "toolcall-gaggle": "tools:connect_straight",
+    "toolcall-gaggle-mesh": "tools:connect_sidecars",
     "asyncpg": "floor",
     "dapr-http-json": "dapr_http",
     "openai-agents-dapr": "openai_dapr",
@@ -66,8 +69,9 @@ class _Worker:
 
     async def _client(self, system: str) -> Client:
         if system not in self._clients:
-            module = importlib.import_module(f"bench.clients.{_MODULES[system]}")
-            self._clients[system] = await self._held.enter_async_context(module.connect(self._spec))
+            name, _, function = _MODULES[system].partition(":")
+            connect = getattr(importlib.import_module(f"bench.clients.{name}"), function or "connect")
+            self._clients[system] = await self._held.enter_async_context(connect(self._spec))
         return self._clients[system]
 
 

@@ -9,9 +9,11 @@ import sys
 import typer
 
 from cli import audit, database, mesh_commands, token_command, tools
+from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
+from cli.extensions.commands import app as extensions_app
 from cli.notifications.commands import app as notifications_app
 from cli.reminders.commands import app as reminders_app
 from cli.tasks.commands import app as tasks_app
@@ -37,6 +39,8 @@ app.add_typer(conversations_app, name="conversations")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(reminders_app, name="reminders")
 app.add_typer(notifications_app, name="notifications")
+agent_commands.register(app)
+app.add_typer(extensions_app, name="extensions")
 demo_command.register(app)
 
 

@@ -10,6 +10,7 @@ ends, even if that is killed. Tests keep apart by user id. A test that kills thi
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -27,18 +28,31 @@ from rich.console import Console
 from cli.binaries.cache import exclusive
 from cli.errors import CommandError
 from cli.mesh import control
-from cli.mesh.data import DataDirectory
+from cli.mesh.data import DataDirectory, write_private
 from cli.mesh.description import MeshDescription, ServiceDescription
 from cli.mesh.keys import sign_token
 from cli.mesh.leftovers import find_process
 from cli.mesh.up import UpRequest, start_detached, wait_until_gone
 from tests.conditions import eventually
+from tests.mcp_servers import servers
 
 _RUN_DIRECTORY = "GAGGLE_TEST_RUN_DIRECTORY"
 _SHARED = "GAGGLE_TEST_MESH"
 _PREFIX = "gaggle-test-"
 _STOP_SECONDS = 60.0
 _BACK_SECONDS = 30.0
+
+MAX_CONNECTIONS = 5
+"""Of one user's extensions."""
+
+_EXTENSIONS = {
+    "GAGGLE_STDIO_COMMANDS": servers.COMMANDS,
+    "GAGGLE_HTTP_ALLOWED_HOSTS": "localhost",
+    "GAGGLE_STDIO_PATH": os.environ.get("PATH", ""),
+    "GAGGLE_USER_SECRETS": "TEST_SECRET,MISSING_SECRET",
+    "GAGGLE_MAX_CONNECTIONS_PER_USER": str(MAX_CONNECTIONS),
+}
+"""What extensions of a mesh under test may run, connect to and ask for."""
 
 
 class Mesh:
@@ -139,6 +153,8 @@ def start_mesh(data: Path, *, owner_pid: int | None = None, **request: Any) -> M
     """
     directory = DataDirectory.at(data)
     directory.create()
+    if not directory.secrets_file.exists():
+        write_private(directory.secrets_file, json.dumps({"extension-test-secret": "hush"}))
     directory.keep_suffix(f"-t{uuid.uuid4().hex[:8]}")
     asked = UpRequest(data=directory, port_base=0, owner_pid=owner_pid or os.getpid(), **request)
     start_detached(asked, Console(stderr=True))
@@ -195,6 +211,7 @@ def pytest_configure(config: pytest.Config) -> None:
         run = Path(tempfile.mkdtemp(prefix=_PREFIX))
         (run / "owner").write_text(str(os.getpid()))
         os.environ[_RUN_DIRECTORY] = str(run)
+        os.environ |= _EXTENSIONS
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -36,6 +36,10 @@ class Spec:
     task: str = ""
     reminder: str = ""
     """Where the mesh has them: the task service and the reminder service themselves."""
+    extension: str = ""
+    """The extension service itself; empty: it does not run."""
+
+    extension_app_id: str = ""
 
 
 class Client(Protocol):

@@ -56,6 +56,8 @@ _ENTITY_OF_PREFIX = (
     ("goose.recipe.completed", "execution"),
     ("goose.recipe.failed", "execution"),
     ("goose.recipe.cancelled", "execution"),
+    ("goose.recipe.paused", "execution"),
+    ("goose.recipe.resumed", "execution"),
     ("goose.recipe.step.", "execution"),
     ("goose.recipe.", "recipe"),
     ("goose.extension.", "extension"),

@@ -24,7 +24,7 @@ class EntityOwner:
         self._stub = owner_service_pb2_grpc.EntityOwnerServiceStub(sidecar.channel)
 
     async def users(self) -> AsyncIterator[str]:
-        """Walk all users who have or had entities."""
+        """Walk all users who have or had entities; the empty one, if what is shared has no user."""
         request = owner_service_pb2.ListUsersRequest()
         while True:
             try:
@@ -80,4 +80,4 @@ class EntityOwner:
         return int(response.published)
 
     def _metadata(self, user_id: str) -> tuple[tuple[str, str], ...]:
-        return self._sidecar.invocation(self.app_id, self._issue(user_id))
+        return self._sidecar.invocation(self.app_id, self._issue(user_id or _ACTS_FOR_ITSELF))

@@ -14,8 +14,8 @@ class AuditSettings(ServiceSettings):
     conversation_service: str = "conversation"
     """The service whose conversations are indexed and reconciled."""
 
-    entity_services: tuple[str, ...] = ("task", "reminder", "notification")
-    """The services whose other entities are reconciled."""
+    entity_services: tuple[str, ...] = ("task", "reminder", "notification", "agent", "extension")
+    """App ids, without the mesh's suffix, of services that own entities and serve EntityOwnerService; a JSON array."""
 
     bulk_max_messages: int = Field(default=200, ge=1)
     """How many events of a topic are delivered together at most."""

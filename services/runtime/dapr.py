@@ -6,6 +6,7 @@ it), so the rest of the code takes them from here.
 
 from dapr.proto.common.v1 import common_pb2
 from dapr.proto.runtime.v1 import (
+    ai_pb2,
     appcallback_pb2,
     binding_pb2,
     dapr_pb2_grpc,
@@ -14,9 +15,11 @@ from dapr.proto.runtime.v1 import (
     pubsub_pb2,
     secret_pb2,
     state_pb2,
+    workflow_pb2,
 )
 
 __all__ = [
+    "ai_pb2",
     "appcallback_pb2",
     "binding_pb2",
     "common_pb2",
@@ -26,4 +29,5 @@ __all__ = [
     "pubsub_pb2",
     "secret_pb2",
     "state_pb2",
+    "workflow_pb2",
 ]

@@ -20,6 +20,7 @@ Domain code and handlers raise these; the call pipeline alone turns them into a 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from google.protobuf.message import Message
 from google.rpc import code_pb2
 
 from gaggle.common.v1 import error_reason_pb2
@@ -37,6 +38,9 @@ class GaggleError(Exception):
     """
 
     code: ClassVar[int] = code_pb2.INTERNAL
+
+    foreign: tuple[Message, ...] = ()
+    """Details that another protocol's clients look for, told beside our own."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Calls to another service of the mesh, through the own sidecar."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -11,10 +11,12 @@ from gaggle.common.v1 import error_reason_pb2
 from services.runtime.call import remaining_seconds
 from services.runtime.errors import (
     ConflictError,
+    DeadlineError,
     FailedPreconditionError,
     GaggleError,
     InvalidArgumentError,
     NotFoundError,
+    UnavailableError,
 )
 from services.runtime.sidecar import Sidecar, translate
 
@@ -45,8 +47,78 @@ class Peer:
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 
+    async def ask(self, method: str, request: Any, token: str, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> Any:
+        """Call a unary method; a refusal is raised as the typed error that the other service told.
+
+        Raises GaggleError: UnavailableError and DeadlineError where the service could not be asked.
+        """
+        try:
+            return await getattr(self._stub, method)(
+                request,
+                timeout=remaining_seconds(timeout_seconds),
+                metadata=self._sidecar.invocation(self._app_id, token),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise told_error(error, self._app_id) from error
+
+    async def stream(
+        self, method: str, request: Any, token: str, *, timeout_seconds: float | None = None
+    ) -> AsyncIterator[Any]:
+        """Call a streaming method; errors as of `ask`. Closing the iterator cancels the call."""
+        call = getattr(self._stub, method)(
+            request, timeout=timeout_seconds, metadata=self._sidecar.invocation(self._app_id, token, stream=True)
+        )
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise told_error(error, self._app_id) from error
+        finally:
+            call.cancel()
+
     def _error(self, error: grpc.aio.AioRpcError) -> Exception:
         return _told(rpc_status.from_call(error)) or translate(error, self._app_id)
+
+
+class ToldError(GaggleError):
+    """What another service of the mesh answered, code, reason and facts as it told them."""
+
+    def __init__(self, status: status_pb2.Status, reason: str, metadata: Mapping[str, str]) -> None:
+        """`reason` is ErrorReason's, known here or not."""
+        known = error_reason_pb2.ErrorReason.keys()
+        name = f"ERROR_REASON_{reason}"
+        number = error_reason_pb2.ErrorReason.Value(name if name in known else "ERROR_REASON_UNSPECIFIED")
+        super().__init__(status.message, reason=number, metadata=metadata)
+        self.code = status.code  # type: ignore[misc]
+
+
+def told_error(error: grpc.aio.AioRpcError, dependency: str) -> GaggleError:
+    """Read the typed error out of a failed call. One that no service of the mesh made is UNAVAILABLE."""
+    status = rpc_status.from_call(error)
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    known = False
+    violations: dict[str, str] = {}
+    for detail in status.details if status is not None else ():
+        if detail.Unpack(info):
+            known = info.domain == "gaggle"
+        elif detail.Unpack(bad):
+            violations = {one.field: one.description for one in bad.field_violations}
+        else:
+            detail.Unpack(retry)
+    if status is None or not known:
+        translated = translate(error, dependency)
+        assert isinstance(translated, GaggleError)
+        return translated
+    if status.code == code_pb2.UNAVAILABLE and info.reason == "DEPENDENCY_UNAVAILABLE":
+        return UnavailableError(info.metadata.get("dependency", dependency))
+    if status.code == code_pb2.DEADLINE_EXCEEDED:
+        return DeadlineError(dependency)
+    told = ToldError(status, info.reason, info.metadata)
+    told.violations = violations
+    if retry.HasField("retry_delay"):
+        told.retry_after_seconds = retry.retry_delay.ToTimedelta().total_seconds()
+    return told
 
 
 def _told(status: status_pb2.Status | None) -> GaggleError | None:

@@ -151,6 +151,8 @@ class Outbox:
         self, number: Number, row: document_pb2.OutboxRow, operations: Sequence[Put | Remove]
     ) -> None:
         """Commit under a number taken by `reserve`, which is spent by it. Errors as of `commit`."""
+        if not (row.events or row.clean_ups):
+            row.quiet = True
         put = Put(number.key, row.SerializeToString(), create=True, ttl_seconds=ROW_TTL_SECONDS)
         try:
             try:

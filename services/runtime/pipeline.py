@@ -303,6 +303,7 @@ def status_of(error: GaggleError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    details += error.foreign
     status = status_pb2.Status(code=error.code, message=_short(error.message, _MAX_MESSAGE))
     for detail in details:
         packed = any_pb2.Any()

@@ -16,8 +16,11 @@ RECIPE_STARTED = "goose.recipe.started"
 RECIPE_COMPLETED = "goose.recipe.completed"
 RECIPE_FAILED = "goose.recipe.failed"
 RECIPE_CANCELLED = "goose.recipe.cancelled"
+RECIPE_PAUSED = "goose.recipe.paused"
+RECIPE_RESUMED = "goose.recipe.resumed"
 RECIPE_STEP_STARTED = "goose.recipe.step.started"
 RECIPE_STEP_COMPLETED = "goose.recipe.step.completed"
+RECIPE_STEP_WAITING = "goose.recipe.step.waiting"
 EXTENSION_REGISTERED = "goose.extension.registered"
 EXTENSION_UPDATED = "goose.extension.updated"
 EXTENSION_DELETED = "goose.extension.deleted"
@@ -50,8 +53,11 @@ ALL_TOPICS: tuple[str, ...] = (
     RECIPE_COMPLETED,
     RECIPE_FAILED,
     RECIPE_CANCELLED,
+    RECIPE_PAUSED,
+    RECIPE_RESUMED,
     RECIPE_STEP_STARTED,
     RECIPE_STEP_COMPLETED,
+    RECIPE_STEP_WAITING,
     EXTENSION_REGISTERED,
     EXTENSION_UPDATED,
     EXTENSION_DELETED,

@@ -91,6 +91,52 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The user has been erased; nothing new is kept for that id."""
     ERROR_REASON_SERVICE_NOT_ALLOWED: _ErrorReason.ValueType  # 24
     """PERMISSION_DENIED. The calling service is not in the access matrix of this method."""
+    ERROR_REASON_TURN_IN_PROGRESS: _ErrorReason.ValueType  # 40
+    """ABORTED. A turn of this conversation runs, and its policy takes no second one.
+    Example metadata: {"turn_id": "0199..."}.
+    """
+    ERROR_REASON_MODEL_RATE_LIMITED: _ErrorReason.ValueType  # 41
+    """RESOURCE_EXHAUSTED. The model's provider takes no more for now, and went on saying so."""
+    ERROR_REASON_MODEL_REFUSED: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION. The model, or its provider's filter, declines to answer."""
+    ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 43
+    """UNAVAILABLE. The model's provider is away, breaks off, or is too slow."""
+    ERROR_REASON_MODEL_REQUEST_REJECTED: _ErrorReason.ValueType  # 44
+    """INVALID_ARGUMENT. The provider does not take the request as it is: too long, or a field that it does not know."""
+    ERROR_REASON_MODEL_KEY_REJECTED: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. The provider does not take the deployment's key, or its account is spent."""
+    ERROR_REASON_MODEL_RESPONSE_INVALID: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION. The model's answer does not meet the schema that was asked for."""
+    ERROR_REASON_TURN_LIMIT_REACHED: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION. The turn has used up its steps or its time.
+    Example metadata: {"limit": "50"}.
+    """
+    ERROR_REASON_MCP_TARGET_BLOCKED: _ErrorReason.ValueType  # 25
+    """PERMISSION_DENIED. The command of an MCP server is not on the deployment's list, or its address is private,
+    link-local or otherwise not public, before or after name resolution or a redirect.
+    Example metadata: {"target": "169.254.169.254"}.
+    """
+    ERROR_REASON_EXTENSION_UNAVAILABLE: _ErrorReason.ValueType  # 26
+    """UNAVAILABLE. The extension's MCP server could not be started, or died; RetryInfo says when to try again, if it
+    makes sense. A call that was under way may have had its effect.
+    Example metadata: {"extension": "time", "state": "restarting"}.
+    """
+    ERROR_REASON_CALL_CANCELLED: _ErrorReason.ValueType  # 27
+    """ABORTED. The call was ended by a cancellation of its user's.
+    Example metadata: {"call_id": "0199..."}.
+    """
+    ERROR_REASON_RECIPE_INVALID: _ErrorReason.ValueType  # 60
+    """INVALID_ARGUMENT. The file is no recipe; the description of `content` says what is wrong and where.
+    Example metadata: {"line": "17", "column": "35"}.
+    """
+    ERROR_REASON_SUB_RECIPE_MISSING: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. The recipe names a sub-recipe that is not bound, or whose recipe is gone.
+    Example metadata: {"sub_recipe": "data_validator", "recipe_id": "0199..."}.
+    """
+    ERROR_REASON_CHECKS_NOT_ALLOWED: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
+    Start it with `skip_checks`, or have them allowed.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It travels as `google.rpc.ErrorInfo.reason` (the name without its prefix, for example
@@ -166,4 +212,50 @@ ERROR_REASON_USER_ERASED: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION. The user has been erased; nothing new is kept for that id."""
 ERROR_REASON_SERVICE_NOT_ALLOWED: ErrorReason.ValueType  # 24
 """PERMISSION_DENIED. The calling service is not in the access matrix of this method."""
+ERROR_REASON_TURN_IN_PROGRESS: ErrorReason.ValueType  # 40
+"""ABORTED. A turn of this conversation runs, and its policy takes no second one.
+Example metadata: {"turn_id": "0199..."}.
+"""
+ERROR_REASON_MODEL_RATE_LIMITED: ErrorReason.ValueType  # 41
+"""RESOURCE_EXHAUSTED. The model's provider takes no more for now, and went on saying so."""
+ERROR_REASON_MODEL_REFUSED: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION. The model, or its provider's filter, declines to answer."""
+ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 43
+"""UNAVAILABLE. The model's provider is away, breaks off, or is too slow."""
+ERROR_REASON_MODEL_REQUEST_REJECTED: ErrorReason.ValueType  # 44
+"""INVALID_ARGUMENT. The provider does not take the request as it is: too long, or a field that it does not know."""
+ERROR_REASON_MODEL_KEY_REJECTED: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. The provider does not take the deployment's key, or its account is spent."""
+ERROR_REASON_MODEL_RESPONSE_INVALID: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION. The model's answer does not meet the schema that was asked for."""
+ERROR_REASON_TURN_LIMIT_REACHED: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION. The turn has used up its steps or its time.
+Example metadata: {"limit": "50"}.
+"""
+ERROR_REASON_MCP_TARGET_BLOCKED: ErrorReason.ValueType  # 25
+"""PERMISSION_DENIED. The command of an MCP server is not on the deployment's list, or its address is private,
+link-local or otherwise not public, before or after name resolution or a redirect.
+Example metadata: {"target": "169.254.169.254"}.
+"""
+ERROR_REASON_EXTENSION_UNAVAILABLE: ErrorReason.ValueType  # 26
+"""UNAVAILABLE. The extension's MCP server could not be started, or died; RetryInfo says when to try again, if it
+makes sense. A call that was under way may have had its effect.
+Example metadata: {"extension": "time", "state": "restarting"}.
+"""
+ERROR_REASON_CALL_CANCELLED: ErrorReason.ValueType  # 27
+"""ABORTED. The call was ended by a cancellation of its user's.
+Example metadata: {"call_id": "0199..."}.
+"""
+ERROR_REASON_RECIPE_INVALID: ErrorReason.ValueType  # 60
+"""INVALID_ARGUMENT. The file is no recipe; the description of `content` says what is wrong and where.
+Example metadata: {"line": "17", "column": "35"}.
+"""
+ERROR_REASON_SUB_RECIPE_MISSING: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. The recipe names a sub-recipe that is not bound, or whose recipe is gone.
+Example metadata: {"sub_recipe": "data_validator", "recipe_id": "0199..."}.
+"""
+ERROR_REASON_CHECKS_NOT_ALLOWED: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
+Start it with `skip_checks`, or have them allowed.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

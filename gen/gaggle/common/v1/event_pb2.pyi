@@ -65,7 +65,7 @@ class Event(_message.Message):
     event_type: _builtins.str
     """The topic's own name for `goose.*` ("goose.conversation.created"), else the kind ("task.created")."""
     entity_type: _builtins.str
-    """"conversation", "recipe", "execution", "extension", "session", "task", "reminder", "user"."""
+    """"conversation", "recipe", "execution", "extension", "session", "turn", "task", "reminder", "user"."""
     entity_id: _builtins.str
     """The entity's id."""
     user_id: _builtins.str

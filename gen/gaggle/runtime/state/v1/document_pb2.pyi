@@ -92,8 +92,11 @@ class OutboxRow(_message.Message):
     TOMBSTONE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     CLEAN_UPS_FIELD_NUMBER: _builtins.int
+    QUIET_FIELD_NUMBER: _builtins.int
     tombstone: _builtins.bool
     """No transaction was or ever will be committed under this number."""
+    quiet: _builtins.bool
+    """The transaction has nothing to tell, and the row but says that it was committed."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutboxEvent]:
         """In the order in which they are published."""
@@ -108,10 +111,11 @@ class OutboxRow(_message.Message):
         tombstone: _builtins.bool = ...,
         events: _abc.Iterable[Global___OutboxEvent] | None = ...,
         clean_ups: _abc.Iterable[Global___CleanUp] | None = ...,
+        quiet: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_ups", b"clean_ups", "events", b"events", "tombstone", b"tombstone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_ups", b"clean_ups", "events", b"events", "quiet", b"quiet", "tombstone", b"tombstone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Talking to agents from the command line."""

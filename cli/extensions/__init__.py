@@ -1,0 +1,1 @@
+"""`gaggle extensions`: MCP extensions, from the terminal."""

@@ -1,0 +1,1 @@
+"""Answers messages by a model and its tools, in a conversation."""

@@ -1,0 +1,1 @@
+"""Models: what answers. Each speaks `services.agent.models.base.Model`."""

@@ -1,0 +1,1 @@
+"""The extension service: the registry of MCP extensions, and the connections to them."""

@@ -1,0 +1,1 @@
+"""Keeps recipes and runs them."""
