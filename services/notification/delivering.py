@@ -206,7 +206,7 @@ class Delivery:
                 self.claim(edit)
             return b""
 
-        end = asyncio.get_running_loop().time() + self._longest
+        end = asyncio.get_running_loop().time() + self._longest / 2
         for attempt in range(1000):
             try:
                 await self._store.change(user_id, apply)

@@ -4,6 +4,7 @@ Its Message-ID is made of what it tells, so that one that is sent twice can be k
 List-Unsubscribe-Post are those of RFC 2369 and RFC 8058.
 """
 
+import asyncio
 import hashlib
 import html
 import ssl
@@ -57,6 +58,14 @@ class Mailer:
 
     async def send(self, user_id: str, address: str, zone: str, told: Sequence[Notification]) -> None:
         """Send one e-mail that tells of these. Raises DeliveryError."""
+        try:
+            async with asyncio.timeout(self._settings.smtp_timeout_seconds):
+                await self._hand_over(user_id, address, zone, told)
+        except TimeoutError as error:
+            seconds = self._settings.smtp_timeout_seconds
+            raise DeliveryError(f"the mail server did not take it within {seconds:g} s") from error
+
+    async def _hand_over(self, user_id: str, address: str, zone: str, told: Sequence[Notification]) -> None:
         server = await self._where()
         message = self.write(user_id, address, zone, told, server.sender)
         tls = self._settings.smtp_security == "tls" or server.port == _TLS_PORT
