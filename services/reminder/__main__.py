@@ -1,5 +1,7 @@
 """Starts the reminder service."""
 
+import socket
+
 from gaggle.owner.v1 import owner_service_pb2
 from gaggle.reminder.v1 import reminder_service_pb2
 from gaggle.task.v1 import task_service_pb2_grpc
@@ -38,7 +40,7 @@ def build(runtime: Runtime, settings: ReminderSettings) -> Wiring:
     firing = Firing(store, tasks, issue, settings, metrics)
     following = Following(store)
     sweep = Sweep(
-        store, firing, following, arming, tasks, issue, settings, metrics, holder=f"{settings.app_id}:{settings.port}"
+        store, firing, following, arming, tasks, issue, settings, metrics, holder=f"{settings.app_id}@{socket.gethostname()}:{settings.port}"
     )
     owner = Owner(store)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
