@@ -40,7 +40,15 @@ def build(runtime: Runtime, settings: ReminderSettings) -> Wiring:
     firing = Firing(store, tasks, issue, settings, metrics)
     following = Following(store)
     sweep = Sweep(
-        store, firing, following, arming, tasks, issue, settings, metrics, holder=f"{settings.app_id}@{socket.gethostname()}:{settings.port}"
+        store,
+        firing,
+        following,
+        arming,
+        tasks,
+        issue,
+        settings,
+        metrics,
+        holder=f"{settings.app_id}@{socket.gethostname()}:{settings.port}",
     )
     owner = Owner(store)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
