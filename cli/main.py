@@ -14,6 +14,7 @@ from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
+from cli.recipes.commands import app as recipes_app
 
 app = typer.Typer(
     name="gaggle",
@@ -35,6 +36,7 @@ tools.register(app)
 app.add_typer(conversations_app, name="conversations")
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
+app.add_typer(recipes_app, name="recipes")
 demo_command.register(app)
 
 
