@@ -56,7 +56,7 @@ async def test_a_recipe_and_its_part_are_imported_once(gaggle: Typist, tmp_path:
     first = await gaggle("import", "--category", "data", folder / "pipeline.yaml")
     assert first.code == 0, first.err
     assert [line.split("  ")[1:] for line in first.out.splitlines()] == [["new", "Checker"], ["new", "Pipeline"]]
-    assert "pipeline.yaml:13:5: the sub-recipe 'counter' (./subrecipes/missing.yaml) is not bound" in first.err
+    assert "pipeline.yaml:14:5: the sub-recipe 'counter' (./subrecipes/missing.yaml) is not bound" in first.err
     again = await gaggle("import", folder / "pipeline.yaml")
     assert [line.split("  ")[1] for line in again.out.splitlines()] == ["unchanged", "unchanged"]
     (folder / "subrecipes/missing.yaml").write_text("title: Counter\ndescription: Counts\nprompt: say counted\n")
@@ -111,7 +111,7 @@ async def test_real_recipes(gaggle: Typist, tmp_path: Path) -> None:
     assert "the sub-recipe 'data_validator' (./subrecipes/data-validator.yaml) is not bound" in imported.err
     for recipe in recipes:
         exported = await gaggle("export", recipe["id"], "-o", tmp_path)
-        text = Path(exported.out.strip()).read_text()
+        text = await asyncio.to_thread(Path(exported.out.strip()).read_text)
         sources = [path for path in REAL.rglob("*.yaml") if path.read_text() == text]
         assert len(sources) == 1
         assert yaml.safe_load(text)["title"] == recipe["title"]
