@@ -15,6 +15,7 @@ from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
 from cli.notifications.commands import app as notifications_app
+from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
 from cli.tasks.commands import app as tasks_app
 
@@ -41,6 +42,7 @@ app.add_typer(reminders_app, name="reminders")
 app.add_typer(notifications_app, name="notifications")
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
+app.add_typer(recipes_app, name="recipes")
 demo_command.register(app)
 
 

@@ -42,7 +42,7 @@ _PREFIX = "gaggle-test-"
 _STOP_SECONDS = 60.0
 _BACK_SECONDS = 30.0
 
-MAX_CONNECTIONS = 5
+MAX_CONNECTIONS = 3
 """Of one user's extensions."""
 
 _EXTENSIONS = {

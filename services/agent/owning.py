@@ -27,16 +27,18 @@ from services.agent.store import (
 )
 from services.runtime import paging, topics
 from services.runtime.callbacks import Outcome, TopicEvent
-from services.runtime.errors import GaggleError, InvalidArgumentError, NotFoundError
+from services.runtime.errors import ConflictError, GaggleError, InvalidArgumentError, NotFoundError
 from services.runtime.events import Change, build_events
 from services.runtime.outbox import Number
-from services.runtime.state import CommitFailedError, Remove
+from services.runtime.state import CommitFailedError, Put, Remove
 from services.runtime.users import USER_BUCKETS
 
 MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000
 _REVISIONS_PAGE = 100
 _ROWS_AT_ONCE = 50
+_ATTEMPTS = 12
+_MARK_SECONDS = 3 * 86_400
 _log = structlog.get_logger()
 
 
@@ -136,7 +138,7 @@ class Owner:
         index = await self._close(user_id)
         items = 0
         conversations: set[str] = set()
-        for day in range(index.first_day, today() + 2) if index.first_day else ():
+        for day in range(index.first_day or today(), today() + 2):
             items += await self._erase_day(user_id, day, conversations)
         for conversation_id in conversations:
             await self._store.state.commit([Remove(lane_key(user_id, conversation_id))])
@@ -164,11 +166,30 @@ class Owner:
         return await self._store.change([key], apply, confirm=[key])
 
     async def _erase_day(self, user_id: str, day: int, conversations: set[str]) -> int:
-        document = await self._store.read(day_key(user_id, day), document_pb2.Day)
-        if document is None:
-            return 0
+        """Take away what a day names. Where turns may still begin, a mark is left that no beginning gets past."""
+        key = day_key(user_id, day)
+        items = 0
+        for _ in range(_ATTEMPTS):
+            item = await self._store.state.get(key)
+            document = document_pb2.Day.FromString(item.value) if item else document_pb2.Day()
+            items += await self._erase_named(user_id, day, document, conversations)
+            mark = document_pb2.Day(erased=True).SerializeToString()
+            etag = item.etag if item else ""
+            last: Put | Remove = Remove(key, etag=etag)
+            if day >= today():
+                last = Put(key, mark, etag=etag, create=item is None, ttl_seconds=_MARK_SECONDS)
+            elif item is None:
+                return items
+            try:
+                await self._store.state.commit([last])
+            except CommitFailedError:
+                continue  # A turn began meanwhile: it is named there now.
+            return items
+        raise ConflictError("other writers kept winning")
+
+    async def _erase_named(self, user_id: str, day: int, document: document_pb2.Day, conversations: set[str]) -> int:
         turns = list(document.turn_ids)
-        keys = [day_key(user_id, day)]
+        keys = []
         for block in range(document.turn_blocks):
             keys.append(day_key(user_id, day, f"t{block}"))
             older = await self._store.read(keys[-1], document_pb2.Day)
@@ -176,7 +197,8 @@ class Owner:
         keys += [day_key(user_id, day, f"e{block}") for block in range(document.entry_blocks)]
         for turn_id in turns:
             await self._erase_turn(user_id, turn_id, conversations)
-        await self._store.state.commit([Remove(key) for key in keys])
+        if keys:
+            await self._store.state.commit([Remove(key) for key in keys])
         return len(turns) + len(document.entries)
 
     async def _erase_turn(self, user_id: str, turn_id: str, conversations: set[str]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-from datetime import UTC
 
 import structlog
 
@@ -116,7 +115,7 @@ class Runs:
             return await self._expire(user_id, turn_id)
         if turn is not None and turn.status == turn_pb2.TURN_STATUS_RUNNING:
             checkpoint = await turns.store.checkpoint(user_id, turn_id, turn.attempt)
-            if checkpoint is not None and not self._dead(checkpoint):
+            if checkpoint is not None and not turns.is_dead(checkpoint):
                 return False
         taken = await turns.take_up(user_id, turn_id, after_attempt=turn.attempt if turn else None)
         if taken is None or self.get(user_id, turn_id) is not None:
@@ -124,11 +123,6 @@ class Runs:
         _log.warning("turn_taken_over", turn=turn_id, attempt=taken.attempt)
         self.start(taken)
         return True
-
-    def _dead(self, checkpoint: document_pb2.Checkpoint) -> bool:
-        """Its lease has run out; or it was this process's predecessor, whose turns are none of ours."""
-        ended = checkpoint.expire_time.ToDatetime(UTC) < now().ToDatetime(UTC)
-        return ended or checkpoint.holder == self._parts.turns.holder
 
     async def _expire(self, user_id: str, turn_id: str) -> bool:
         moment = now().ToNanoseconds()

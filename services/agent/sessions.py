@@ -312,6 +312,8 @@ class Sessions:
         """Plan to enter a turn in its day, which the transaction has read."""
         key = day_key(user_id, day)
         document = transaction.read(key, document_pb2.Day) or document_pb2.Day()
+        if document.erased:
+            raise FailedPreconditionError("the user has been erased", reason=error_reason_pb2.ERROR_REASON_USER_ERASED)
         document.turn_ids.append(turn_id)
         if len(document.turn_ids) > DAY_ENTRIES:
             block = document_pb2.Day(turn_ids=document.turn_ids)
@@ -324,6 +326,8 @@ class Sessions:
         """Plan a line of the ledger, in its day, which the transaction has read."""
         key = day_key(user_id, day)
         document = transaction.read(key, document_pb2.Day) or document_pb2.Day()
+        if document.erased:
+            return
         document.entries.append(entry)
         usage.count(document.models[entry.model], entry.usage)
         if len(document.entries) > DAY_ENTRIES:

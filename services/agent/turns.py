@@ -94,9 +94,10 @@ class Turns:
         settings: AgentSettings,
         holder: str,
     ) -> None:
-        """`holder` names this process, and the one that comes after it in its place."""
+        """`holder` names this process's place, which the one that comes after it takes again."""
         self.store = store
-        self.holder = holder
+        self._holder = holder
+        self._process = new_id()
         self._sessions = sessions
         self._conversations = conversations
         self._catalog = catalog
@@ -219,11 +220,16 @@ class Turns:
 
     def checkpoint(self, turn: document_pb2.TurnDocument, events: list[turn_pb2.TurnEvent] | None = None) -> Put:
         """Write that the turn's process lives, and what its step has said so far."""
-        document = document_pb2.Checkpoint(holder=self.holder, events=events or ())
+        document = document_pb2.Checkpoint(holder=self._holder, process=self._process, events=events or ())
         ends = now().ToDatetime(UTC) + timedelta(seconds=self._settings.lease_seconds)
         document.expire_time.CopyFrom(timestamp(ends))
         key = checkpoint_key(turn.user_id, turn.id, turn.attempt)
         return Put(key, document.SerializeToString(), ttl_seconds=self._kept_seconds)
+
+    def is_dead(self, checkpoint: document_pb2.Checkpoint) -> bool:
+        """Tell whether nobody works on a turn any more: its lease is over, or this process took that one's place."""
+        ended = checkpoint.expire_time.ToDatetime(UTC) < now().ToDatetime(UTC)
+        return ended or (checkpoint.holder == self._holder and checkpoint.process != self._process)
 
     # -- taking up
 

@@ -14,7 +14,7 @@ class AuditSettings(ServiceSettings):
     conversation_service: str = "conversation"
     """The service whose conversations are indexed and reconciled."""
 
-    entity_services: tuple[str, ...] = ("task", "reminder", "notification", "agent", "extension")
+    entity_services: tuple[str, ...] = ("task", "reminder", "notification", "extension", "agent", "recipe")
     """App ids, without the mesh's suffix, of services that own entities and serve EntityOwnerService; a JSON array."""
 
     bulk_max_messages: int = Field(default=200, ge=1)

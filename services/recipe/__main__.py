@@ -3,8 +3,9 @@
 from gaggle.agent.v1 import agent_service_pb2_grpc
 from gaggle.conversation.v1 import conversation_service_pb2_grpc
 from gaggle.extension.v1 import extension_service_pb2_grpc
+from gaggle.owner.v1 import owner_service_pb2
 from gaggle.recipe.state.v1 import document_pb2
-from gaggle.recipe.v1 import execution_service_pb2, owner_service_pb2, recipe_service_pb2
+from gaggle.recipe.v1 import execution_service_pb2, recipe_service_pb2
 from services.recipe.acting import Actions
 from services.recipe.executions import NUDGE, Executions
 from services.recipe.owning import Owner
@@ -63,7 +64,7 @@ def build(runtime: Runtime, settings: RecipeSettings) -> Wiring:
         servicers=[
             Exposed(recipe_services["RecipeService"], RecipeServicer(repository), RECIPE_ACCESS),
             Exposed(execution_services["ExecutionService"], ExecutionServicer(executions, watcher), EXECUTION_ACCESS),
-            Exposed(owner_services["OwnerService"], OwnerServicer(owner), OWNER_ACCESS),
+            Exposed(owner_services["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=[
             Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead),

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -121,20 +121,19 @@ class Actions:
     async def prompt(self, work: Work) -> str:
         """Have the agent answer a prompt; gives its text. Raises StepFaultError, WaitingError."""
         await self._converse(work)
-        request = self._chat(work)
-        seconds = self._settings.step_timeout_seconds + _SLACK_SECONDS
-        stream = self._agent.stream("Chat", request, self._issue(work.user_id), timeout_seconds=seconds)
-        try:
-            async with aclosing(stream) as responses:  # type: ignore[type-var]
-                async for response in responses:
-                    event = response.event
-                    if event.HasField("waiting"):
-                        raise WaitingError
-                    if event.HasField("ended"):
-                        return _turn_text(event.ended)
-        except GaggleError as error:
-            raise fault_of(error) from error
-        raise StepFaultError("STREAM_ENDED", "the agent's stream ended before its turn did", retry=True)
+        token, seconds = self._issue(work.user_id), self._settings.step_timeout_seconds + _SLACK_SECONDS
+        stream = self._agent.stream("Chat", self._chat(work), token, timeout_seconds=seconds)
+        waited_at = -1
+        while True:
+            event = await _last_event(stream)
+            if event.HasField("ended"):
+                return _turn_text(event.ended)
+            if event.position <= waited_at:
+                raise WaitingError
+            # The stream shows the turn from its beginning, and ends where it ever waited: see what came after.
+            waited_at = event.position
+            request = agent_service_pb2.WatchTurnRequest(turn_id=work.request_id, after_position=waited_at)
+            stream = self._agent.stream("WatchTurn", request, token, timeout_seconds=seconds)
 
     async def _converse(self, work: Work) -> None:
         request = conversation_service_pb2.CreateConversationRequest(
@@ -298,6 +297,19 @@ class Actions:
         return output
 
 
+async def _last_event(stream: AsyncIterator[Any]) -> turn_pb2.TurnEvent:
+    """Follow a turn until it ends or waits. Raises StepFaultError."""
+    try:
+        async with aclosing(stream) as responses:  # type: ignore[type-var]
+            async for response in responses:
+                event: turn_pb2.TurnEvent = response.event
+                if event.HasField("ended") or event.HasField("waiting"):
+                    return event
+    except GaggleError as error:
+        raise fault_of(error) from error
+    raise StepFaultError("STREAM_ENDED", "the agent's stream ended before its turn did", retry=True)
+
+
 async def _output(process: asyncio.subprocess.Process) -> str:
     """Read what a command says, its end if that is long."""
     assert process.stdout is not None
@@ -365,7 +377,8 @@ def _tool_text(result: message_pb2.ToolResult) -> str:
     texts = "\n".join(part.text.text for part in result.content if part.HasField("text"))
     if result.is_error:
         raise StepFaultError("TOOL_ERROR", texts[:1000] or "the tool reported an error")
-    return result.structured_content_json or texts
+    # Servers that give structured content give it as text, too.
+    return texts or result.structured_content_json
 
 
 def _unfenced(text: str) -> str:

@@ -9,9 +9,9 @@ import structlog
 from google.protobuf import json_format
 
 from gaggle.conversation.v1 import event_pb2
+from gaggle.owner.v1 import owner_service_pb2 as owner_api
 from gaggle.recipe.state.v1 import document_pb2
 from gaggle.recipe.v1 import execution_service_pb2
-from gaggle.recipe.v1 import owner_service_pb2 as owner_api
 from gaggle.recipe.v1 import recipe_service_pb2 as api
 from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.recipe.executions import ENDED, Executions

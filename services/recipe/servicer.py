@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from gaggle.recipe.v1 import execution_service_pb2 as execution_api
 from gaggle.recipe.v1 import execution_service_pb2_grpc as execution_grpc
-from gaggle.recipe.v1 import owner_service_pb2_grpc as owner_grpc
 from gaggle.recipe.v1 import recipe_service_pb2 as api
 from gaggle.recipe.v1 import recipe_service_pb2_grpc as api_grpc
 from services.recipe import validation
@@ -168,8 +168,8 @@ class ExecutionServicer(execution_grpc.ExecutionServiceServicer):
             yield response
 
 
-class OwnerServicer(owner_grpc.OwnerServiceServicer):
-    """Serves gaggle.recipe.v1.OwnerService to the mesh's own services."""
+class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
+    """Serves gaggle.owner.v1.EntityOwnerService to the mesh's own services."""
 
     def __init__(self, owner: Owner) -> None:
         """`owner` walks the state."""

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.xdist_group("agent
 
 COMPLETED = turn_pb2.TURN_STATUS_COMPLETED
 RUNNING = turn_pb2.TURN_STATUS_RUNNING
-_LOCOMO = Path("/work/shared/data/locomo")
+_LOCOMO = Path(__file__).parents[3] / "shared" / "data" / "locomo"
 
 
 async def _gated(turns: Turns, **answer: Any) -> tuple[str, str, dict[str, Any]]:
@@ -65,6 +65,17 @@ async def test_single_replica_comes_back(agents: Mesh, turns: Turns, scripted: S
     scripted.open(gate)
     assert text(await turns.persist(**fields)) == "first second"
     assert (await turns("GetTurn", turn_id=fields["request_id"])).turn.attempts == 2
+
+
+async def test_rolling_restart(agents: Mesh, turns: Turns, scripted: ScriptedModel) -> None:
+    """A replica that is told to stop hands its turns over; callers come back and have their answer."""
+    _, gate, fields = await _gated(turns)
+    begun = await turns.until("text_delta", **fields)
+    stream = asyncio.create_task(turns.persist(after_position=begun[-1].position, **fields))
+    assert len(await agents.restart("agent")) == 2
+    scripted.open(gate)
+    rest = await stream
+    assert (text(rest), ended(rest).status) == ("first second", COMPLETED)
 
 
 async def test_tools_that_answered_do_not_run_again(
@@ -185,14 +196,10 @@ def _store_away(mesh: Mesh) -> Iterator[None]:
 
 def _long_conversation() -> list[str]:
     """Six hundred messages of a real long conversation, where there is one; else of the sample that is shipped."""
-    texts: list[str] = []
-    for file in sorted(_LOCOMO.glob("*.json")) if _LOCOMO.is_dir() else ():
-        found = json.loads(file.read_text())
-        found = found.get("conversation", found) if isinstance(found, dict) else {}
-        sessions = sorted(key for key in found if key.startswith("session_") and isinstance(found[key], list))
-        texts += [str(one.get("text", "")) for key in sessions for one in found[key]]
+    for file in sorted(_LOCOMO.glob("*.json")):
+        texts = [str(one.get("text") or "...") for one in json.loads(file.read_text())["messages"]]
         if len(texts) >= 600:
-            return [one or "..." for one in texts[:600]]
+            return texts[:600]
     lines = [str(json.loads(line).get("content") or "...") for line in sample(OBSERVATORY).read_text().splitlines()]
     return (lines * 2)[:600]
 

@@ -169,9 +169,12 @@ class Day(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     TURN_BLOCKS_FIELD_NUMBER: _builtins.int
     ENTRY_BLOCKS_FIELD_NUMBER: _builtins.int
+    ERASED_FIELD_NUMBER: _builtins.int
     turn_blocks: _builtins.int
     """Blocks of older turn ids, and of older entries."""
     entry_blocks: _builtins.int
+    erased: _builtins.bool
+    """The user is erased: nothing more is entered."""
     @_builtins.property
     def turn_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -188,10 +191,11 @@ class Day(_message.Message):
         models: _abc.Mapping[_builtins.str, _session_pb2.UsageTotals] | None = ...,
         turn_blocks: _builtins.int = ...,
         entry_blocks: _builtins.int = ...,
+        erased: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "entry_blocks", b"entry_blocks", "models", b"models", "turn_blocks", b"turn_blocks", "turn_ids", b"turn_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "entry_blocks", b"entry_blocks", "erased", b"erased", "models", b"models", "turn_blocks", b"turn_blocks", "turn_ids", b"turn_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,8 +542,10 @@ class Checkpoint(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
     holder: _builtins.str
-    """The process."""
+    """The process's place in the mesh, and the process."""
+    process: _builtins.str
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -550,10 +556,11 @@ class Checkpoint(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         events: _abc.Iterable[_turn_pb2.TurnEvent] | None = ...,
         holder: _builtins.str = ...,
+        process: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "expire_time", b"expire_time", "holder", b"holder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "expire_time", b"expire_time", "holder", b"holder", "process", b"process"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

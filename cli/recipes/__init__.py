@@ -1,0 +1,1 @@
+"""`gaggle recipes`: recipe files in and out, and their runs."""
