@@ -96,7 +96,11 @@ class Runtime:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
-        self.sidecar = Sidecar(settings.sidecar_target, api_token=settings.dapr_api_token.get_secret_value())
+        self.sidecar = Sidecar(
+            settings.sidecar_target,
+            api_token=settings.dapr_api_token.get_secret_value(),
+            topic_names=settings.topic_names,
+        )
         self.state = StateStore(self.sidecar, settings.statestore, self.metrics)
         self.clean_ups: dict[str, CleanUpFunction] = {}
         self.outbox = Outbox(
@@ -172,7 +176,7 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         max_streams=settings.max_streams,
         call_timeout_seconds=settings.call_timeout_seconds,
     )
-    callbacks = Callbacks(settings.pubsub, wiring.subscriptions, runtime.metrics)
+    callbacks = Callbacks(settings.pubsub, wiring.subscriptions, runtime.metrics, settings.topic_names)
     server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
     address = f"{settings.host}:{settings.port}"
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -33,10 +34,16 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 class Sidecar:
     """One service's sidecar. Made inside the event loop; closed once at the end."""
 
-    def __init__(self, target: str, *, api_token: str = "") -> None:
-        """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one."""
+    def __init__(
+        self, target: str, *, api_token: str = "", topic_names: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one.
+
+        `topic_names`: what topics are called in the broker, where that is another name.
+        """
         self.channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self.stub: Any = dapr_pb2_grpc.DaprStub(self.channel)  # type: ignore[no-untyped-call]
+        self._topic_names = topic_names
         self._token: tuple[tuple[str, str], ...] = (("dapr-api-token", api_token),) if api_token else ()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -81,7 +88,11 @@ class Sidecar:
     async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """Publish JSON bytes. Raises UnavailableError: it may or may not have reached the broker."""
         request = pubsub_pb2.PublishEventRequest(
-            pubsub_name=pubsub, topic=topic, data=data, data_content_type="application/json", metadata=metadata
+            pubsub_name=pubsub,
+            topic=self._topic_names.get(topic, topic),
+            data=data,
+            data_content_type="application/json",
+            metadata=metadata,
         )
         try:
             await self.stub.PublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
