@@ -39,9 +39,14 @@ READY = "ready"
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _HEALTH = "grpc.health.v1.Health"
 _SIDECAR_SECONDS = 120.0
+_METADATA_BYTES = 256 * 1024
 _SERVER_OPTIONS = (
     *((name, value) for name, value in CHANNEL_OPTIONS if "message_length" in name),
     ("grpc.so_reuseport", 0),
+    # daprd gives a bulk delivery the trace header of each event in it: gRPC's own limit of 16 KB takes some 80 of them, and
+    # what is over it is refused before anything here sees it.
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
     # Clients that ping as often as the sidecar allows are welcome.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
