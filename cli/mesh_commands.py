@@ -30,9 +30,7 @@ _FOLLOW_SECONDS = 0.2
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(
-        epilog="Examples: gaggle up; gaggle up --detach --replicas audit=2; gaggle up --components kafka"
-    )(up)
+    app.command(epilog="Examples: gaggle up; gaggle up --detach --replicas audit=2; gaggle up --components kafka")(up)
     app.command(epilog="Example: gaggle down")(down)
     app.command(epilog="Examples: gaggle status; gaggle status --json | jq '.services[].state'")(status)
     app.command(epilog="Examples: gaggle logs conversation -f; gaggle logs audit --sidecar; gaggle logs postgres")(logs)

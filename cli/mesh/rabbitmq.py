@@ -40,12 +40,17 @@ def rabbitmq_command(program: RabbitMQ, data: DataDirectory, ports: Ports, user:
         "log.file": "false",
         # Of the health check, every two seconds.
         "log.connection.level": "none",
+        # Dapr 1.18's subscribers, reconnecting at once over one channel, leave consumers behind that take events and never
+        # answer (dapr/components-contrib#4540). After this time, in milliseconds, the broker takes them back.
+        "consumer_timeout": "60000",
         # Of the memory left to everything on this machine, of which the broker is a small part.
         "vm_memory_high_watermark.relative": "0.2",
         "disk_free_limit.absolute": "50MB",
     }
     write_private(home / "rabbitmq.conf", "".join(f"{name} = {value}\n" for name, value in settings.items()))
     (home / "enabled_plugins").write_text("[].\n")
+    # How often consumer_timeout is looked at, in milliseconds.
+    (home / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 15000}]}].\n")
     environment = {
         "HOME": str(home),
         "PATH": f"{program.erlang}:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -58,7 +63,7 @@ def rabbitmq_command(program: RabbitMQ, data: DataDirectory, ports: Ports, user:
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_CONF_ENV_FILE": str(home / "none.env"),
         "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
-        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "none.config"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
         "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "generated"),
         "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),

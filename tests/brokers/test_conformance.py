@@ -1,4 +1,4 @@
-"""What every broker must keep, on the services as they are: nothing lost, nothing doubled in effect, order where it counts."""
+"""What every broker must keep, on the services as they are: nothing lost, nothing doubled in effect, order kept."""
 
 import asyncio
 import json
@@ -30,6 +30,7 @@ _AWAY_SECONDS = 30.0
 _BURST = 5_000
 _BURST_SECONDS = 90.0
 _CALLERS = 32
+_AFTERWARDS = 300
 _SEED = random.randrange(1, 2**31)
 _MEGABYTE = 1024 * 1024
 
@@ -41,7 +42,7 @@ async def test_publish_to_subscriber(own: BrokerMesh, audit: Any, user: str) -> 
         conversation_id = await talker.create("hello")
         entries = await logged(own, audit, user, 2)
 
-        assert [one.topic for one in entries] == [topics.CONVERSATION_CREATED, topics.MESSAGE_RECEIVED]
+        assert {one.topic for one in entries} == {topics.CONVERSATION_CREATED, topics.MESSAGE_RECEIVED}
         (cloud,) = [one for one in await tap.events() if one["data"]["userId"] == user]
     assert cloud["specversion"] == "1.0"
     assert cloud["topic"] == topics.MESSAGE_RECEIVED
@@ -76,7 +77,7 @@ async def test_topics_have_the_names_of_the_set(own: BrokerMesh, audit: Any, use
 
 
 async def test_order_of_a_conversation(own: BrokerMesh, audit: Any, user: str) -> None:
-    """In the broker each conversation's events lie in the order of its revisions; what was last is what the tables say."""
+    """In the broker a conversation's events lie in the order of its revisions; what was last is what the tables say."""
     names, rounds = [f"c{number}" for number in range(4)], 25
     async with (
         own.channel("conversation") as channel,
@@ -184,7 +185,46 @@ async def test_log_restarts_under_load(own: BrokerMesh, user: str, tmp_path: Pat
         await load.more(30)
 
 
-async def test_broker_away(own: BrokerMesh, user: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(_BURST_SECONDS + 120)
+async def test_burst(own: BrokerMesh, audit: Any, user: str) -> None:
+    """5,000 events as fast as they are taken: each is in the log, once."""
+    metadata = own.metadata(user)
+    numbers = iter(range(_BURST))
+
+    async def publish() -> None:
+        for number in numbers:
+            await _tool_event(audit, metadata, f"{user}-{number}")
+
+    began = time.monotonic()
+    await asyncio.gather(*(publish() for _ in range(_CALLERS)))
+    published = time.monotonic() - began
+
+    async def all_of_them() -> bool:
+        answer = await audit.CountEvents(
+            api.CountEventsRequest(filter=api.EventFilter(event_types=[topics.TOOL_EXECUTED])), metadata=metadata
+        )
+        return bool(answer.total >= _BURST)
+
+    await eventually(all_of_them, within=_BURST_SECONDS, what=f"{_BURST} events logged")
+    print(f"{own.set}: published in {published:.1f} s, logged after {time.monotonic() - began:.1f} s")  # noqa: T201
+    entries = await _entries(own, audit, user)
+    assert sorted(one.event.event_id for one in entries) == sorted(f"{user}-{number}" for number in range(_BURST))
+
+
+async def test_large_append_through_the_mesh(own: BrokerMesh, audit: Any, user: str) -> None:
+    """Three megabytes of messages by way of another service's sidecar are stored, read back and told of."""
+    texts = [letter * (_MEGABYTE - 64 * 1024) for letter in "abc"]
+    target = own.service("conversation").app_id
+    async with own.sidecar("probe") as channel:
+        talker = Talker(channel, own.metadata(user, app_id=target))
+        conversation_id = await talker.create()
+        await talker("AppendMessages", conversation_id=conversation_id, messages=[text_message(text) for text in texts])
+        assert [text for _, text in await talker.history(conversation_id)] == texts
+    await logged(own, audit, user, 2)
+
+
+@pytest.mark.timeout(600)
+async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Path) -> None:
     """The broker hangs for 30 seconds, then dies: appends go on, and in the end all is logged once, in order."""
     process = own.description.broker
     async with tapped(own, topics.MESSAGE_SENT) as tap:
@@ -205,56 +245,26 @@ async def test_broker_away(own: BrokerMesh, user: str, tmp_path: Path) -> None:
     for name in load.conversations:
         told = list(dict.fromkeys(int(one["revision"]) for one in events if one["entityId"] == name))
         assert told == sorted(told), name
-
-
-@pytest.mark.timeout(_BURST_SECONDS + 120)
-async def test_burst(own: BrokerMesh, audit: Any, user: str) -> None:
-    """5,000 events as fast as they are taken: each is in the log, once."""
-    metadata = own.metadata(user)
-    numbers = iter(range(_BURST))
-
-    async def publish() -> None:
-        for number in numbers:
-            data = Struct()
-            data.update({"number": number})
-            event = event_pb2.Event(
-                event_type=topics.TOOL_EXECUTED,
-                entity_type="tool",
-                entity_id=f"{number % 50}",
-                event_id=f"{user}-{number}",
-                data=data,
-            )
-            await audit.PublishEvent(api.PublishEventRequest(event=event), metadata=metadata, timeout=30)
-
-    began = time.monotonic()
-    await asyncio.gather(*(publish() for _ in range(_CALLERS)))
-    published = time.monotonic() - began
+    # Subscriptions work as before, those of no reconciliation, too.
+    after = [f"{user}-{number}" for number in range(_AFTERWARDS)]
+    await asyncio.gather(*(_tool_event(audit, own.metadata(user), event_id) for event_id in after))
 
     async def all_of_them() -> bool:
-        answer = await audit.CountEvents(
-            api.CountEventsRequest(filter=api.EventFilter(event_types=[topics.TOOL_EXECUTED])), metadata=metadata
-        )
-        return bool(answer.total >= _BURST)
+        request = api.CountEventsRequest(filter=api.EventFilter(event_types=[topics.TOOL_EXECUTED]))
+        return bool((await audit.CountEvents(request, metadata=own.metadata(user))).total == _AFTERWARDS)
 
-    await eventually(all_of_them, within=_BURST_SECONDS, what=f"{_BURST} events logged")
-    print(f"{own.set}: published in {published:.1f} s, logged after {time.monotonic() - began:.1f} s")  # noqa: T201
-    entries = await _entries(own, audit, user)
-    assert sorted(one.event.event_id for one in entries) == sorted(f"{user}-{number}" for number in range(_BURST))
-    assert sorted(int(one.event.data["number"]) for one in entries) == list(range(_BURST))
+    # RabbitMQ takes back what lost consumers hold after a minute (see cli/mesh/rabbitmq.py).
+    within = 300 if process == "rabbitmq" else _DELIVERED_SECONDS
+    await eventually(all_of_them, within=within, what=f"{_AFTERWARDS} more events logged")
 
 
-async def test_large_append_through_the_mesh(own: BrokerMesh, audit: Any, user: str) -> None:
-    """Three megabytes of messages by way of another service's sidecar are stored, read back and told of."""
-    texts = [letter * (_MEGABYTE - 64 * 1024) for letter in "abc"]
-    target = own.service("conversation").app_id
-    async with own.sidecar("probe") as channel:
-        talker = Talker(channel, own.metadata(user, app_id=target))
-        conversation_id = await talker.create()
-        await talker(
-            "AppendMessages", conversation_id=conversation_id, messages=[text_message(text) for text in texts]
-        )
-        assert [text for _, text in await talker.history(conversation_id)] == texts
-    await logged(own, audit, user, 2)
+async def _tool_event(audit: Any, metadata: Any, event_id: str) -> None:
+    data = Struct()
+    data.update({"tool": "search", "arguments": "x" * 200})
+    event = event_pb2.Event(
+        event_type=topics.TOOL_EXECUTED, entity_type="tool", entity_id=event_id, event_id=event_id, data=data
+    )
+    await audit.PublishEvent(api.PublishEventRequest(event=event), metadata=metadata, timeout=30)
 
 
 def _id() -> str:

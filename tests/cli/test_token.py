@@ -79,10 +79,20 @@ def test_keys_stay_and_new_services_get_theirs(data: DataDirectory) -> None:
 def test_secrets_of_a_persons_own_and_the_password_are_kept(data: DataDirectory) -> None:
     """What somebody adds to secrets.json survives the next start, as does the broker's password."""
     keys = ensure_keys(data, ["auth"])
-    first = write_secrets(data, database="a", broker={"redis-host": "127.0.0.1:1", "kafka-secrets": {"KAFKA_BROKERS": "127.0.0.1:1", "KAFKA_USERNAME": "u"}}, keys=keys)
+    first = write_secrets(
+        data,
+        database="a",
+        broker={"redis-host": "127.0.0.1:1", "kafka-secrets": {"KAFKA_BROKERS": "127.0.0.1:1", "KAFKA_USERNAME": "u"}},
+        keys=keys,
+    )
     data.secrets_file.write_text(json.dumps(first | {"OPENAI_API_KEY": "mine"}))
 
-    second = write_secrets(data, database="b", broker={"redis-host": "127.0.0.1:2", "kafka-secrets": {"KAFKA_BROKERS": "127.0.0.1:2"}}, keys=keys)
+    second = write_secrets(
+        data,
+        database="b",
+        broker={"redis-host": "127.0.0.1:2", "kafka-secrets": {"KAFKA_BROKERS": "127.0.0.1:2"}},
+        keys=keys,
+    )
 
     assert second == read_secrets(data)
     assert second == first | {"OPENAI_API_KEY": "mine", "database": "b", "redis-host": "127.0.0.1:2"}

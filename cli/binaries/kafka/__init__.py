@@ -42,7 +42,9 @@ def kafka(progress: Progress) -> Kafka:
     java = find_java()
     jars = cache_directory() / "bin" / f"kafka-{VERSION}"
     if not jars.exists():
-        with exclusive(jars.with_name(f"{jars.name}.lock"), waiting=lambda: progress("waiting for another download", 0)):
+        with exclusive(
+            jars.with_name(f"{jars.name}.lock"), waiting=lambda: progress("waiting for another download", 0)
+        ):
             if not jars.exists():
                 progress(f"Kafka {VERSION}, from Maven's repository", 0)
                 unfinished = jars.with_name(f".{jars.name}.{os.getpid()}")
