@@ -1,8 +1,8 @@
 """Writes json/TOPIC.schema.json and avro/TOPIC.avsc below a folder: `python -m schemas FOLDER`.
 
-Both describe the JSON that is the `data` of the CloudEvent, field by field as it is spelt on the wire: proto3 JSON, where
-64-bit numbers are strings. Descriptions are the contracts' comments. Avro has no type for "any JSON", so topics without
-a typed payload have a JSON Schema alone.
+Both describe the JSON that is the `data` of the CloudEvent, field by field as it is spelt on the wire: proto3 JSON,
+where 64-bit numbers are strings. Descriptions are the contracts' comments. Avro has no type for "any JSON", so topics
+without a typed payload have a JSON Schema alone.
 """
 
 import json
@@ -36,6 +36,9 @@ class Contracts:
         """`image` has source info: `buf build` keeps it."""
         self.messages: dict[str, pb.DescriptorProto] = {}
         self.enums: dict[str, pb.EnumDescriptorProto] = {}
+        self.files: dict[str, str] = {}
+        """The name of the file that has a message."""
+
         self._comments: dict[str, str] = {}
         for file in image.file:
             said = {tuple(one.path): one.leading_comments for one in file.source_code_info.location}
@@ -44,6 +47,7 @@ class Contracts:
                 self._comments[f"{file.package}.{enum.name}"] = said.get((5, index), "")
             for index, message in enumerate(file.message_type):
                 self._add(file.package, message, (4, index), said)
+                self.files[f"{file.package}.{message.name}"] = Path(file.name).name
 
     def _add(self, package: str, message: pb.DescriptorProto, path: tuple[int, ...], said: dict[Any, str]) -> None:
         name = f"{package}.{message.name}"
@@ -89,8 +93,8 @@ class JsonSchemas:
         schema = self._message(_EVENT, spelt, definitions)
         if payload := PAYLOADS.get(topic):
             schema["properties"]["data"] = {"$ref": self._define(payload, _camel, definitions)}
-        head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": topic}
-        required = {"required": [spelt(name) for name in _ALWAYS]}
+        head: Json = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": topic}
+        required: Json = {"required": [spelt(name) for name in _ALWAYS]}
         return head | schema | required | ({"$defs": definitions} if definitions else {})
 
     def _message(self, name: str, spelt: "Spelling", definitions: Json) -> Json:
@@ -158,7 +162,7 @@ class AvroSchemas:
         package, _, simple = name.rpartition(".")
         fields = []
         for one in self._contracts.messages[name].field:
-            field = {"name": spelt(one.name)} | self._field(one, spelt, defined)
+            field: Json = {"name": spelt(one.name)} | self._field(one, spelt, defined)
             if payload is not None and one.name == "data":
                 field |= {"type": payload}
             doc = self._contracts.comment(f"{name}.{one.name}")
@@ -174,7 +178,7 @@ class AvroSchemas:
             return {"type": {"type": "array", "items": items}, "default": []}
         return {"type": kind} | ({} if default is ... else {"default": default})
 
-    def _one(self, field: pb.FieldDescriptorProto, spelt: "Spelling", defined: set[str]) -> tuple[Any, Any]:
+    def _one(self, field: pb.FieldDescriptorProto, spelt: "Spelling", defined: set[str]) -> tuple[Any, Any]:  # noqa: PLR0911 - a table
         if field.type in _32_BITS:
             return "long", 0
         if field.type in _FLOATS:

@@ -40,8 +40,8 @@ def rabbitmq_command(program: RabbitMQ, data: DataDirectory, ports: Ports, user:
         "log.file": "false",
         # Of the health check, every two seconds.
         "log.connection.level": "none",
-        # Dapr 1.18's subscribers, reconnecting at once over one channel, leave consumers behind that take events and never
-        # answer (dapr/components-contrib#4540). After this time, in milliseconds, the broker takes them back.
+        # Dapr 1.18's subscribers, reconnecting at once over one channel, leave consumers behind that take events and
+        # never answer (dapr/components-contrib#4540). After this time, in milliseconds, the broker takes them back.
         "consumer_timeout": "60000",
         # Of the memory left to everything on this machine, of which the broker is a small part.
         "vm_memory_high_watermark.relative": "0.2",

@@ -231,6 +231,18 @@ class Supervisor:
         await asyncio.gather(*foundation)
         sidecar = self._sidecars[replica.name]
         sidecar.start()
+        # A service listens before it has looked at its sidecar's components, and may end when it has.
+        dying = asyncio.create_task(service.wait_dying())
+        ready = asyncio.create_task(self._wait_pair(service, sidecar))
+        try:
+            done, _ = await asyncio.wait({dying, ready}, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            dying.cancel()
+            ready.cancel()
+            await asyncio.gather(dying, ready, return_exceptions=True)
+
+    async def _wait_pair(self, service: Process, sidecar: Process) -> None:
         await asyncio.gather(service.wait_ready(_START_SECONDS), sidecar.wait_ready(_START_SECONDS))
 
     async def _bring_up(self, process: Process) -> None:

@@ -43,8 +43,8 @@ _METADATA_BYTES = 256 * 1024
 _SERVER_OPTIONS = (
     *((name, value) for name, value in CHANNEL_OPTIONS if "message_length" in name),
     ("grpc.so_reuseport", 0),
-    # daprd gives a bulk delivery the trace header of each event in it: gRPC's own limit of 16 KB takes some 80 of them, and
-    # what is over it is refused before anything here sees it.
+    # daprd gives a bulk delivery the trace header of each event in it: gRPC's own limit of 16 KB takes some 80 of them,
+    # and what is over it is refused before anything here sees it.
     ("grpc.max_metadata_size", _METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
     # Clients that ping as often as the sidecar allows are welcome.

@@ -39,6 +39,7 @@ class Tap(ABC):
     async def put(self, message: bytes) -> None:
         """Put a message into the topic, as it is."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Let go."""
 
@@ -50,7 +51,7 @@ class Tap(ABC):
 class RedisTap(Tap):
     """A stream; the message is the field `data`."""
 
-    def _client(self) -> "redis.asyncio.Redis[bytes]":
+    def _client(self) -> redis.asyncio.Redis:
         address = self.mesh.description.broker_address
         return redis.asyncio.from_url(f"redis://:{self.secrets['redis-password']}@{address}")
 
@@ -67,6 +68,9 @@ class RedisTap(Tap):
     async def put(self, message: bytes) -> None:
         async with self._client() as client:
             await client.xadd(self.topic, {"data": message})
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class RabbitTap(Tap):
@@ -109,10 +113,10 @@ class KafkaTap(Tap):
     """All partitions of a topic, from where they ended."""
 
     @property
-    def configuration(self) -> dict[str, str | int]:
+    def configuration(self) -> dict[str, str | int | float | bool]:
         """How a client of this broker is configured."""
         secrets = self.secrets["kafka-secrets"]
-        configuration: dict[str, str | int] = {"bootstrap.servers": secrets["KAFKA_BROKERS"]}
+        configuration: dict[str, str | int | float | bool] = {"bootstrap.servers": secrets["KAFKA_BROKERS"]}
         if self.mesh.description.component_set == "kafka-cloud":
             configuration |= {
                 "security.protocol": "SASL_SSL",
@@ -131,6 +135,9 @@ class KafkaTap(Tap):
 
     async def put(self, message: bytes) -> None:
         await asyncio.to_thread(self._produce, message)
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     def _consumer(self) -> confluent_kafka.Consumer:
         return confluent_kafka.Consumer(self.configuration | {"group.id": "tap", "enable.auto.commit": "false"})
