@@ -7,11 +7,16 @@ LIST = "list50"
 APPEND = "append1"
 SESSIONS = "sessions1000"
 EVENT = "event"
-CASES = (LIST, APPEND, SESSIONS, EVENT)
+EVENTS = "events"
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS)
+
+BROKERS = ("local", "rabbitmq", "kafka", "kafka-cloud")
+"""Component sets, each with a broker of its own."""
 
 GHZ = "ghz"
 PYTHON = "Python, in process"
 STUB = "Python, generated stub"
+SUBSCRIBER = "Python, a subscriber"
 
 # Whose client measures what.
 CLIENTS = {
@@ -27,6 +32,7 @@ CLIENTS = {
     "openai-agents-dapr": PYTHON,
     "openai-agents-sqlalchemy": PYTHON,
     "langgraph-postgres": PYTHON,
+    **dict.fromkeys(BROKERS, SUBSCRIBER),
 }
 PEERS = ("dapr-http-json", "openai-agents-dapr", "openai-agents-sqlalchemy", "langgraph-postgres")
 """What else keeps conversations for agents. asyncpg is no peer but the floor."""
@@ -37,6 +43,7 @@ _CALLERS = (1, 32)
 HISTORIES = (50, 1_000, 10_000)
 PEER_HISTORIES = (50, 1_000)
 SESSION_COUNT = 1_000
+BURST_CALLERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,9 @@ class Pace:
     events: int
     """Appends whose event is awaited, in each of `rounds`."""
 
+    burst: int
+    """Events published at once on each broker, in each of `rounds`."""
+
     budget_seconds: float
     """After so long no further round is begun: what was measured by then is the result."""
 
@@ -78,6 +88,7 @@ FULL = Pace(
     session_rounds=3,
     session_seconds=5.0,
     events=60,
+    burst=2000,
     budget_seconds=600.0,
     pools={50: SESSION_COUNT, 1_000: 64, 10_000: 32},
 )
@@ -88,6 +99,7 @@ QUICK = Pace(
     session_rounds=1,
     session_seconds=2.0,
     events=30,
+    burst=500,
     budget_seconds=90.0,
     pools={50: SESSION_COUNT, 1_000: 32, 10_000: 4},
 )
@@ -104,6 +116,8 @@ def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) 
 
 def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(EVENT, "gaggle", 1, 50)
+    for broker in BROKERS:
+        yield Cell(EVENTS, broker, BURST_CALLERS, 0)
     for callers in _CALLERS:
         for history in HISTORIES:
             if history == HISTORIES[0]:

@@ -96,12 +96,13 @@ class Worker:
 
 
 @contextlib.contextmanager
-def mesh(data: Path) -> Iterator[MeshDescription]:
-    """Start a mesh of the conversation service alone, and stop it."""
+def mesh(data: Path, components: str = "local") -> Iterator[MeshDescription]:
+    """Start a mesh of the conversation service alone on a component set, and stop it."""
     environment = {**os.environ, "GAGGLE_APP_ID_SUFFIX": os.environ.get("GAGGLE_APP_ID_SUFFIX", "-bench")}
     gaggle = [sys.executable, "-m", "cli.main"]
     place = ["--data", str(data)]
     started = [*gaggle, "up", "--detach", *place, "--port-base", "0", "--only", "conversation"]
+    started += ["--components", components]
     done = subprocess.run(
         [*started, "--owner-pid", str(os.getpid())],
         cwd=PROJECT_ROOT,
@@ -134,10 +135,12 @@ class BenchSidecar:
         """Run it, ready."""
         components = work / "components"
         components.mkdir()
-        for name in ("statestore.yaml", "pubsub.yaml", "secretstore.yaml"):
-            document = yaml.safe_load((mesh.components / name).read_text())
-            document.pop("scopes", None)
-            (components / name).write_text(yaml.safe_dump(document))
+        for file in mesh.components.glob("*.yaml"):
+            document = yaml.safe_load(file.read_text())
+            kind = document["spec"].get("type", "").partition(".")[0]
+            if kind in {"state", "pubsub", "secretstores"} and document["metadata"]["name"] != "pubsub-fanout":
+                document.pop("scopes", None)
+                (components / file.name).write_text(yaml.safe_dump(document))
         log = work / "daprd.log"
         arguments = [
             str(mesh.daprd),

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.plan import APPEND, CASES, CLIENTS, LIST, PEERS, Cell, Pace
+from bench.plan import APPEND, CASES, CLIENTS, EVENT, LIST, PEERS, SUBSCRIBER, Cell, Pace
 from bench.stats import Round, summarise
 from bench.targets import Check, verdict
 
@@ -115,7 +115,7 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _client(row: Mapping[str, Any]) -> str:
-    return "Python, a subscriber" if row["case"] == "event" else CLIENTS[row["system"]]
+    return SUBSCRIBER if row["case"] == EVENT else CLIENTS[row["system"]]
 
 
 _PANELS = (

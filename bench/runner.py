@@ -14,6 +14,7 @@ from dapr.proto.runtime.v1 import state_pb2
 from google.protobuf.message import Message
 from rich.console import Console
 
+from bench import events as broker_events
 from bench import peers, protoset
 from bench.clients.client import Spec
 from bench.ghz import Ghz, Target
@@ -21,6 +22,7 @@ from bench.plan import (
     APPEND,
     CLIENTS,
     EVENT,
+    EVENTS,
     GHZ,
     HISTORIES,
     LIST,
@@ -56,10 +58,13 @@ Samples = dict[Cell, list[Round]]
 def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: Callable[[Cell], None]) -> Samples:
     """Measure all cells; `tell` says what is being done, `done` that a cell was measured once more. Raises Failed."""
     samples: Samples = {cell: [] for cell in cells}
+    _measure_brokers(samples, pace, tell, done)
     events = [cell for cell in cells if cell.case == EVENT]
     sessions = [cell for cell in cells if cell.case == SESSIONS]
     loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
-    with _stage(cells, pace, console, tell) as stage:
+    if not (events or sessions or loops):
+        return samples
+    with _stage([*events, *sessions, *loops], pace, console, tell) as stage:
         began = time.monotonic()
 
         def rounds(of: Sequence[Cell], count: int) -> None:
@@ -81,13 +86,22 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
             stage.measure(events[0])
             rounds(events, pace.rounds)
         if loops or sessions:
-            stage.prepare(cells)
+            stage.prepare([*events, *sessions, *loops])
             for cell in loops:
                 tell(f"warming up {cell}")
                 stage.closed_loop(cell, pace.warm_up_seconds)
             rounds(sessions, pace.session_rounds)
             rounds(loops, pace.rounds)
     return samples
+
+
+def _measure_brokers(samples: Samples, pace: Pace, tell: Tell, done: Callable[[Cell], None]) -> None:
+    """Measure events on each broker, each on a mesh of its own."""
+    for cell, rounds in samples.items():
+        if cell.case == EVENTS:
+            rounds += broker_events.measure(cell.system, pace, tell)
+            for _ in rounds:
+                done(cell)
 
 
 class _Stage:

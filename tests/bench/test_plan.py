@@ -47,7 +47,7 @@ def test_every_cell_is_in_the_table() -> None:
     """The Markdown table has a line for each row, and the chart a bar for each system it shows."""
     rows = rows_of({cell: [Round(1.0, [1.0, 2.0])] for cell in cells()})
     lines = markdown(rows, [], FULL, 60.0).splitlines()
-    assert sum(line.startswith("| ") and "---" not in line for line in lines) == len(rows) + 4 + 1
+    assert sum(line.startswith("| ") and "---" not in line for line in lines) == len(rows) + 5 + 1
     assert chart(rows).count(">gaggle-mesh<") == 5
 
 
