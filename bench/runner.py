@@ -99,7 +99,7 @@ def _measure_brokers(samples: Samples, pace: Pace, tell: Tell, done: Callable[[C
     """Measure events on each broker, each on a mesh of its own."""
     for cell, rounds in samples.items():
         if cell.case == EVENTS:
-            rounds += broker_events.measure(cell.system, pace, tell)
+            rounds.extend(broker_events.measure(cell.system, pace, tell))
             for _ in rounds:
                 done(cell)
 

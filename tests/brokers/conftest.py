@@ -66,6 +66,19 @@ def with_probe(source: Path, target: Path) -> Path:
     return target
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, on each set, the tests that are marked as other sets' (`@pytest.mark.sets(...)`)."""
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        marker = item.get_closest_marker("sets")
+        chosen = item.callspec.params.get("own") if isinstance(item, pytest.Function) and marker else None
+        (kept if marker is None or chosen in marker.args else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
 @pytest.fixture(scope="session", params=SETS)
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerMesh]:
     """A mesh of the set, whose processes may be killed."""

@@ -40,7 +40,7 @@ def test_schemas_are_valid(topic: str) -> None:
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("own", ["local"], indirect=True)
+@pytest.mark.sets("local")
 async def test_published_events_are_as_described(own: BrokerMesh, user: str) -> None:
     """What lies in the broker has the fields of the schema, spelt and typed so, and none that it does not name."""
     wanted = (topics.CONVERSATION_CREATED, topics.CONVERSATION_UPDATED, topics.MESSAGE_RECEIVED)
