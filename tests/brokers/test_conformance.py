@@ -25,7 +25,8 @@ from tests.mesh.load import under_load
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(300)]
 
-_DELIVERED_SECONDS = 20.0
+# Kafka's consumers may still be sharing out partitions when a mesh is ready.
+_DELIVERED_SECONDS = 60.0
 _AWAY_SECONDS = 30.0
 _BURST = 5_000
 _BURST_SECONDS = 90.0
@@ -43,7 +44,7 @@ async def test_publish_to_subscriber(own: BrokerMesh, audit: Any, user: str) -> 
         entries = await logged(own, audit, user, 2)
 
         assert {one.topic for one in entries} == {topics.CONVERSATION_CREATED, topics.MESSAGE_RECEIVED}
-        (cloud,) = [one for one in await tap.events() if one["data"]["userId"] == user]
+        cloud = next(one for one in await tap.events() if one["data"]["userId"] == user)
     assert cloud["specversion"] == "1.0"
     assert cloud["topic"] == topics.MESSAGE_RECEIVED
     assert cloud["pubsubname"] == own.pubsub
@@ -59,7 +60,7 @@ async def test_other_apps_take_an_event_from_the_broker(own: BrokerMesh, audit: 
         await audit.PublishEvent(api.PublishEventRequest(event=event), metadata=own.metadata(user))
         await logged(own, audit, user, 1)
 
-        assert [one["data"]["entityId"] for one in await tap.events()] == [f"run-{user}"]
+        assert {one["data"]["entityId"] for one in await tap.events()} == {f"run-{user}"}
 
 
 async def test_topics_have_the_names_of_the_set(own: BrokerMesh, audit: Any, user: str) -> None:
@@ -69,7 +70,7 @@ async def test_topics_have_the_names_of_the_set(own: BrokerMesh, audit: Any, use
         request = api.PublishEventRequest(event=event, topic=topics.TASK_EVENTS)
         await audit.PublishEvent(request, metadata=own.metadata(user))
         (entry,) = await logged(own, audit, user, 1)
-        (cloud,) = [one for one in await tap.events() if one["data"]["user_id"] == user]
+        cloud = next(one for one in await tap.events() if one["data"]["user_id"] == user)
 
     assert entry.topic == topics.TASK_EVENTS
     assert cloud["topic"] == {"todo": "todo.tasks.events"}.get(own.set, topics.TASK_EVENTS)
@@ -97,8 +98,9 @@ async def test_order_of_a_conversation(own: BrokerMesh, audit: Any, user: str) -
         for tap in (messages, updates):
             events = [one["data"] for one in await tap.events() if one["data"]["userId"] == user]
             for name in names:
-                told = [int(one["revision"]) for one in events if one["entityId"] == name]
-                assert told == sorted(set(told)), f"{tap.topic} of {name}"
+                # What took too long is published again: where each came first is what counts.
+                told = list(dict.fromkeys(int(one["revision"]) for one in events if one["entityId"] == name))
+                assert told == sorted(told), f"{tap.topic} of {name}"
                 assert len(told) == rounds
     assert len({one.event.event_id for one in entries}) == len(entries)
 
@@ -254,7 +256,7 @@ async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Pat
         return bool((await audit.CountEvents(request, metadata=own.metadata(user))).total == _AFTERWARDS)
 
     # RabbitMQ takes back what lost consumers hold after a minute (see cli/mesh/rabbitmq.py).
-    within = 300 if process == "rabbitmq" else _DELIVERED_SECONDS
+    within = 300.0 if process == "rabbitmq" else _DELIVERED_SECONDS
     await eventually(all_of_them, within=within, what=f"{_AFTERWARDS} more events logged")
 
 
