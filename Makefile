@@ -43,7 +43,7 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/gaggle tools rabbitmq
 	@$(BIN)/gaggle tools kafka
 	@$(BIN)/python -m pytest $(ELSEWHERE)
-	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest tests/conversation tests/mesh/test_races.py
+	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
 
 check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
 	@$(BIN)/ruff check .
