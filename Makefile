@@ -10,14 +10,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := $(shell find protos -name '*.proto' | LC_ALL=C sort)
 GEN := gen
+SCHEMAS := schemas
 TESTS := tests
 # Two cores start to queue beyond four workers; the mesh under test needs its share.
 WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 
-.PHONY: help demo up down test check generate released bench clean
+# On component sets and stores other than the default ones; `make test-brokers` runs these.
+ELSEWHERE := tests/brokers tests/stores
+
+.PHONY: help demo up down test test-brokers check generate released bench clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Start the mesh and show the main job on it, with all set-up (first run: about five minutes).
 	@$(BIN)/gaggle tools dapr >/dev/null
@@ -32,7 +36,14 @@ down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
 
 test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
 	@$(BIN)/gaggle tools dapr
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(TESTS)
+
+test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
+	@$(BIN)/gaggle tools dapr
+	@$(BIN)/gaggle tools rabbitmq
+	@$(BIN)/gaggle tools kafka
+	@$(BIN)/python -m pytest $(ELSEWHERE)
+	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
 
 check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
 	@$(BIN)/ruff check .
@@ -42,17 +53,20 @@ check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code i
 	@$(BIN)/buf format --diff --exit-code
 	@$(BIN)/buf breaking --against protos/released.binpb
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
-	  $(MAKE) generate GEN="$$fresh"; \
-	  diff -r --exclude=__pycache__ gen/gaggle "$$fresh/gaggle" \
-	    || { echo 'gen/ is stale: run `make generate` and commit it' >&2; exit 1; }
+	  $(MAKE) generate GEN="$$fresh" SCHEMAS="$$fresh"; \
+	  for made in gen/gaggle schemas/json schemas/avro; do \
+	    diff -r --exclude=__pycache__ $$made "$$fresh/$${made#*/}" \
+	      || { echo "$$made is stale: run \`make generate\` and commit it" >&2; exit 1; }; \
+	  done
 
-generate: $(INSTALLED) ## Make gen/ from protos/.
+generate: $(INSTALLED) ## Make gen/ and the event schemas from protos/.
 	@rm -rf $(GEN)/gaggle && mkdir -p $(GEN)/gaggle
 	@$(BIN)/python -m grpc_tools.protoc \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --proto_path=protos --proto_path=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  --python_out=$(GEN) --grpc_python_out=$(GEN) --mypy_out=quiet:$(GEN) --mypy_grpc_out=quiet:$(GEN) $(PROTOS)
 	@touch $(GEN)/gaggle/py.typed
+	@$(BIN)/python -m schemas $(SCHEMAS)
 
 released: $(INSTALLED) ## Record the contracts as released: later ones are checked against them.
 	@$(BIN)/buf build --exclude-source-info -o protos/released.binpb

@@ -7,13 +7,18 @@ LIST = "list50"
 APPEND = "append1"
 SESSIONS = "sessions1000"
 EVENT = "event"
+EVENTS = "events"
 REMINDERS = "reminders1000"
 TOOLCALL = "toolcall"
-CASES = (LIST, APPEND, SESSIONS, EVENT, REMINDERS, TOOLCALL)
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, TOOLCALL)
+
+BROKERS = ("local", "rabbitmq", "kafka", "kafka-cloud")
+"""Component sets, each with a broker of its own."""
 
 GHZ = "ghz"
 PYTHON = "Python, in process"
 STUB = "Python, generated stub"
+SUBSCRIBER = "Python, a subscriber"
 
 # Whose client measures what.
 CLIENTS = {
@@ -30,6 +35,7 @@ CLIENTS = {
     "openai-agents-dapr": PYTHON,
     "openai-agents-sqlalchemy": PYTHON,
     "langgraph-postgres": PYTHON,
+    **dict.fromkeys(BROKERS, SUBSCRIBER),
 }
 PEERS = ("dapr-http-json", "openai-agents-dapr", "openai-agents-sqlalchemy", "langgraph-postgres")
 """What else keeps conversations for agents. asyncpg is no peer but the floor."""
@@ -43,6 +49,7 @@ SESSION_COUNT = 1_000
 REMINDER_COUNT = 1_000
 TOOL_CALLERS = (1, 8)
 """A connection takes 16 calls at once."""
+BURST_CALLERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class Pace:
     reminder_count: int
     reminder_seconds: float
     """Within which so many reminders come due, in each round of theirs."""
+    burst: int
+    """Events published at once on each broker, in each of `rounds`."""
 
     budget_seconds: float
     """After so long no further round is begun: what was measured by then is the result."""
@@ -92,6 +101,7 @@ FULL = Pace(
     reminder_rounds=1,
     reminder_count=REMINDER_COUNT,
     reminder_seconds=60.0,
+    burst=2000,
     budget_seconds=600.0,
     pools={50: SESSION_COUNT, 1_000: 64, 10_000: 32},
 )
@@ -105,6 +115,7 @@ QUICK = Pace(
     reminder_rounds=1,
     reminder_count=100,
     reminder_seconds=6.0,
+    burst=500,
     budget_seconds=90.0,
     pools={50: SESSION_COUNT, 1_000: 32, 10_000: 4},
 )
@@ -122,8 +133,9 @@ def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) 
 def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(REMINDERS, "gaggle", REMINDER_COUNT, 0)
     yield Cell(EVENT, "gaggle", 1, 50)
-    for callers in TOOL_CALLERS:
-        yield from (Cell(TOOLCALL, system, callers, 0) for system in ("mcp-sdk", "gaggle", "gaggle-mesh"))
+    tools = ("mcp-sdk", "gaggle", "gaggle-mesh")
+    yield from (Cell(TOOLCALL, system, callers, 0) for callers in TOOL_CALLERS for system in tools)
+    yield from (Cell(EVENTS, broker, BURST_CALLERS, 0) for broker in BROKERS)
     for callers in _CALLERS:
         for history in HISTORIES:
             if history == HISTORIES[0]:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -96,12 +97,18 @@ class Worker:
 
 
 @contextlib.contextmanager
-def mesh(data: Path, services: Sequence[str], settings: Mapping[str, str]) -> Iterator[MeshDescription]:
-    """Start a mesh of these services alone, and stop it."""
+def mesh(
+    data: Path,
+    services: Sequence[str],
+    settings: Mapping[str, str] = MappingProxyType({}),
+    *,
+    components: str = "local",
+) -> Iterator[MeshDescription]:
+    """Start a mesh of these services alone on a component set, and stop it."""
     environment = {**os.environ, **settings, "GAGGLE_APP_ID_SUFFIX": os.environ.get("GAGGLE_APP_ID_SUFFIX", "-bench")}
     gaggle = [sys.executable, "-m", "cli.main"]
     place = ["--data", str(data)]
-    started = [*gaggle, "up", "--detach", *place, "--port-base", "0"]
+    started = [*gaggle, "up", "--detach", *place, "--port-base", "0", "--components", components]
     for one in services:
         started += ["--only", one]
     done = subprocess.run(
@@ -136,10 +143,12 @@ class BenchSidecar:
         """Run it, ready."""
         components = work / "components"
         components.mkdir()
-        for name in ("statestore.yaml", "pubsub.yaml", "secretstore.yaml"):
-            document = yaml.safe_load((mesh.components / name).read_text())
-            document.pop("scopes", None)
-            (components / name).write_text(yaml.safe_dump(document))
+        for file in mesh.components.glob("*.yaml"):
+            document = yaml.safe_load(file.read_text())
+            kind = document["spec"].get("type", "").partition(".")[0]
+            if kind in {"state", "pubsub", "secretstores"} and document["metadata"]["name"] != "pubsub-fanout":
+                document.pop("scopes", None)
+                (components / file.name).write_text(yaml.safe_dump(document))
         log = work / "daprd.log"
         arguments = [
             str(mesh.daprd),

@@ -16,6 +16,7 @@ from dapr.proto.runtime.v1 import state_pb2
 from google.protobuf.message import Message
 from rich.console import Console
 
+from bench import events as broker_events
 from bench import peers, protoset
 from bench.clients.client import Spec
 from bench.ghz import Ghz, Target
@@ -23,6 +24,7 @@ from bench.plan import (
     APPEND,
     CLIENTS,
     EVENT,
+    EVENTS,
     GHZ,
     HISTORIES,
     LIST,
@@ -65,7 +67,8 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     reminders = [cell for cell in cells if cell.case == REMINDERS]
     if reminders:
         _reminders(reminders, pace, tell, done, samples)
-    others = [cell for cell in cells if cell.case != REMINDERS]
+    _measure_brokers(samples, pace, tell, done)
+    others = [cell for cell in cells if cell.case not in {REMINDERS, EVENTS}]
     if others:
         _all_others(others, pace, console, tell, done, samples)
     return samples
@@ -108,7 +111,7 @@ def _all_others(
             stage.prepare_tools(tools)
             rounds(tools, pace.rounds)
         if loops or sessions:
-            stage.prepare([*loops, *sessions])
+            stage.prepare([*events, *loops, *sessions])
             for cell in loops:
                 tell(f"warming up {cell}")
                 stage.closed_loop(cell, pace.warm_up_seconds)
@@ -154,6 +157,15 @@ def _worker(held: contextlib.ExitStack, work: Path, python: Path, name: str) -> 
     # The generated code lies in gen/, which only an installed project has on its path.
     environment = {"PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'gen'}"}
     return Worker(held.enter_context(running(command, log, environment=environment, answers=True)), log)
+
+
+def _measure_brokers(samples: Samples, pace: Pace, tell: Tell, done: Callable[[Cell], None]) -> None:
+    """Measure events on each broker, each on a mesh of its own."""
+    for cell, rounds in samples.items():
+        if cell.case == EVENTS:
+            rounds.extend(broker_events.measure(cell.system, pace, tell))
+            for _ in rounds:
+                done(cell)
 
 
 class _Stage:

@@ -14,10 +14,13 @@ class Round:
     latencies_ms: Sequence[float]
     """One for each call that was answered well."""
 
+    rate: float | None = None
+    """How many a second, where that was measured apart from the latencies."""
+
     @property
     def per_second(self) -> float:
         """Calls answered in a second."""
-        return len(self.latencies_ms) / self.seconds
+        return len(self.latencies_ms) / self.seconds if self.rate is None else self.rate
 
 
 @dataclass(frozen=True, slots=True)

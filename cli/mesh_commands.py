@@ -30,7 +30,7 @@ _FOLLOW_SECONDS = 0.2
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(epilog="Examples: gaggle up; gaggle up --detach --replicas conversation=2; gaggle up --port-base 0")(up)
+    app.command(epilog="Examples: gaggle up; gaggle up --detach --replicas audit=2; gaggle up --components kafka")(up)
     app.command(epilog="Example: gaggle down")(down)
     app.command(epilog="Examples: gaggle status; gaggle status --json | jq '.services[].state'")(status)
     app.command(epilog="Examples: gaggle logs conversation -f; gaggle logs audit --sidecar; gaggle logs postgres")(logs)
@@ -54,11 +54,19 @@ def up(
     only: Annotated[
         list[str] | None, typer.Option(metavar="SERVICE", help="Run only these. `none`: the stores and control plane.")
     ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET",
+            help="Run on this component set of dapr-components/ (local, rabbitmq, kafka, ...), or on a folder's.",
+            show_default=False,
+        ),
+    ] = None,
     file: Annotated[Path, typer.Option(help="The services, in the Dapr CLI's multi-app format.")] = PROJECT_ROOT
     / "dapr.yaml",
     owner_pid: Annotated[int | None, typer.Option(hidden=True, help="Stop when this process ends.")] = None,
 ) -> None:
-    """Start the mesh: PostgreSQL, Redis, Dapr's control plane, and every service beside its sidecar.
+    """Start the mesh: PostgreSQL, the broker, Dapr's control plane, and every service beside its sidecar.
 
     In the foreground it shows a live table until Ctrl-C, which leaves no process behind. Data stays in the data
     directory. A process that dies is started again.
@@ -69,6 +77,7 @@ def up(
     request = UpRequest(
         data=DataDirectory.at(data),
         run_file=file.absolute(),
+        components=components,
         port_base=port_base,
         only=[name for names in only or [] for name in names.split(",")],
         replicas=_parse_replicas(replicas or []),
@@ -115,7 +124,10 @@ def status(
 
 
 def logs(
-    service: Annotated[str, typer.Argument(help="A service, or postgres, redis, placement, scheduler, migrate, mesh.")],
+    service: Annotated[
+        str,
+        typer.Argument(help="A service, or postgres, redis, rabbitmq, kafka, placement, scheduler, migrate, mesh."),
+    ],
     *,
     data: DataOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,

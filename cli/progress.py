@@ -23,11 +23,11 @@ def build_progress(console: Console) -> Progress:
             return
         if not shown_what:
             console.print(
-                "Building from pinned source, once per machine (Dapr: about four minutes on two cores, others: one)."
+                "Fetching and building what is pinned, once per machine (Dapr: about four minutes on two cores)."
             )
         shown_at, shown_what = now, what
         minutes, seconds = divmod(int(now - began), 60)
-        text = f"  {minutes}:{seconds:02} {what}: {packages} packages compiled"
+        text = f"  {minutes}:{seconds:02} {what}" + (f": {packages} packages compiled" if packages else "")
         console.print(text, end="\r" if console.is_terminal else "\n", highlight=False)
 
     return show

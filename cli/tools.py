@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 
 from cli.binaries.dapr import dapr_binaries
+from cli.binaries.kafka import kafka
+from cli.binaries.rabbitmq import rabbitmq
 from cli.binaries.tools import tool
 from cli.progress import build_progress
 
@@ -17,6 +19,8 @@ class Tool(StrEnum):
     DAPR = "dapr"
     GRPCURL = "grpcurl"
     GHZ = "ghz"
+    RABBITMQ = "rabbitmq"
+    KAFKA = "kafka"
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +29,14 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print the path of a program (for dapr: of daprd), building it from its pinned source if it is not there yet."""
+    """Print the path of a program (dapr: daprd; kafka: its jars), fetching or building it if it is not there yet."""
     progress = build_progress(Console(stderr=True))
-    typer.echo(dapr_binaries(progress).daprd if name is Tool.DAPR else tool(name.value, progress))
+    match name:
+        case Tool.DAPR:
+            typer.echo(dapr_binaries(progress).daprd)
+        case Tool.RABBITMQ:
+            typer.echo(rabbitmq(progress).server)
+        case Tool.KAFKA:
+            typer.echo(kafka(progress).jars)
+        case _:
+            typer.echo(tool(name.value, progress))

@@ -6,6 +6,7 @@ ends, even if that is killed. Tests keep apart by user id. A test that kills thi
 
 - GAGGLE_TEST_MESH names the mesh.json of a running mesh to be used instead (it is not stopped).
 - GAGGLE_KEEP_TEST_MESH=1 keeps the data directory, for reading logs.
+- GAGGLE_TEST_STORE=sqlite swaps the state store of that mesh; GAGGLE_TEST_COMPONENTS=SET its component set.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from cli.mesh.leftovers import find_process
 from cli.mesh.up import UpRequest, start_detached, wait_until_gone
 from tests.conditions import eventually
 from tests.mcp_servers import servers
+from tests.stores.swapping import with_store
 
 _RUN_DIRECTORY = "GAGGLE_TEST_RUN_DIRECTORY"
 _SHARED = "GAGGLE_TEST_MESH"
@@ -149,7 +151,7 @@ def start_mesh(data: Path, *, owner_pid: int | None = None, **request: Any) -> M
     Args:
         data: its data directory.
         owner_pid: it stops when this process is gone; the calling one by default.
-        request: more of cli.mesh.up.UpRequest: `only`, `replicas`, `run_file`.
+        request: more of cli.mesh.up.UpRequest: `only`, `replicas`, `run_file`, `components`.
     """
     directory = DataDirectory.at(data)
     directory.create()
@@ -175,7 +177,7 @@ def mesh() -> Mesh:
             pytest.fail(failure.read_text(), pytrace=False)
         if not file.exists():
             try:
-                start_mesh(run / "mesh", owner_pid=int((run / "owner").read_text()))
+                start_mesh(run / "mesh", owner_pid=int((run / "owner").read_text()), components=_components(run))
             except CommandError as error:
                 failure.write_text(f"the mesh under test did not start: {error}")
                 pytest.fail(failure.read_text(), pytrace=False)
@@ -228,6 +230,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         Console(stderr=True).print(f"The test mesh's data: {run}")
     else:
         shutil.rmtree(run, ignore_errors=True)
+
+
+def _components(run: Path) -> str | None:
+    """What the run's mesh stands on; None for what dapr.yaml names."""
+    store = os.environ.get("GAGGLE_TEST_STORE")
+    return str(with_store(store, run / "sets")) if store else os.environ.get("GAGGLE_TEST_COMPONENTS")
 
 
 def _sweep() -> None:

@@ -24,7 +24,11 @@ _AT_ONCE = 8
 _APPEND_MOST = 500
 _TOPIC = "goose.agent.message.received"
 _EVENTS_PER_SECOND = 20.0
-_EVENT_SECONDS = 10.0
+# A Kafka consumer that has just joined its group may wait for its partitions.
+_EVENT_SECONDS = 30.0
+_BURST_TOPIC = "bench.events"
+_BURST_CALLERS = 32
+_BURST_SECONDS = 60.0
 
 
 class GaggleStub:
@@ -130,23 +134,67 @@ class GaggleStub:
             receiving.cancel()
             stream.cancel()
 
+    async def burst(self, publisher: str, count: int) -> dict[str, float]:
+        """Publish so many events at once by another sidecar; give how many a second have come by the last of them.
+
+        Keys differ, so that a topic's partitions share them. TimeoutError if not all of them come.
+        """
+        name, seen, complete = f"burst-{time.time_ns()}", set[int](), asyncio.Event()
+        stream = self._dapr.SubscribeTopicEventsAlpha1()
+        ready = asyncio.Event()
+
+        async def receive() -> None:
+            async for event in self._deliveries(stream, _BURST_TOPIC, ready):
+                if event["burst"] == name:
+                    seen.add(event["number"])
+                if len(seen) == count:
+                    complete.set()
+
+        receiving = asyncio.create_task(receive())
+        numbers = iter(range(count))
+        async with grpc.aio.insecure_channel(publisher) as channel:
+            dapr: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
+
+            async def publish() -> None:
+                for number in numbers:
+                    request = pubsub_pb2.PublishEventRequest(
+                        pubsub_name=self._spec.pubsub, topic=_BURST_TOPIC, data_content_type="application/json"
+                    )
+                    request.data = json.dumps({"burst": name, "number": number, "text": "x" * 400}).encode()
+                    request.metadata["partitionKey"] = str(number % 97)
+                    await dapr.PublishEvent(request, timeout=_EVENT_SECONDS)
+
+            try:
+                await asyncio.wait_for(ready.wait(), _EVENT_SECONDS)
+                began = time.perf_counter()
+                await asyncio.gather(*(publish() for _ in range(_BURST_CALLERS)))
+                await asyncio.wait_for(complete.wait(), _BURST_SECONDS)
+                return {"per_second": count / (time.perf_counter() - began)}
+            finally:
+                receiving.cancel()
+                stream.cancel()
+
     async def _receive(
         self, stream: Any, conversation_id: str, arrived: dict[int, "asyncio.Future[float]"], ready: asyncio.Event
     ) -> None:
-        first = pubsub_pb2.SubscribeTopicEventsRequestInitialAlpha1(pubsub_name=self._spec.pubsub, topic=_TOPIC)
-        await stream.write(pubsub_pb2.SubscribeTopicEventsRequestAlpha1(initial_request=first))
-        while True:
-            response = await stream.read()
+        async for event in self._deliveries(stream, _TOPIC, ready):
             now = time.perf_counter()
-            if response.HasField("initial_response"):
-                ready.set()
-                continue
-            message = response.event_message
-            event = json.loads(message.data)
             if event["entityId"] == conversation_id:
                 number = int(event["data"]["lastSequence"])
                 if number in arrived and not arrived[number].done():
                     arrived[number].set_result(now)
+
+    async def _deliveries(self, stream: Any, topic: str, ready: asyncio.Event) -> AsyncIterator[Any]:
+        """Subscribe on the bench's own sidecar; an event is acknowledged once it was looked at."""
+        first = pubsub_pb2.SubscribeTopicEventsRequestInitialAlpha1(pubsub_name=self._spec.pubsub, topic=topic)
+        await stream.write(pubsub_pb2.SubscribeTopicEventsRequestAlpha1(initial_request=first))
+        while True:
+            response = await stream.read()
+            if response.HasField("initial_response"):
+                ready.set()
+                continue
+            message = response.event_message
+            yield json.loads(message.data)
             done = pubsub_pb2.SubscribeTopicEventsRequestProcessedAlpha1(id=message.id)
             done.status.status = appcallback_pb2.TopicEventResponse.SUCCESS
             await stream.write(pubsub_pb2.SubscribeTopicEventsRequestAlpha1(event_processed=done))

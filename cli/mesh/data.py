@@ -7,7 +7,8 @@ keys/                signing keys as JWK, mode 0600; jwks.json holds their publi
 components/          the effective component YAML
 configurations/      each sidecar's Configuration
 logs/                one file a process, the one before kept as .1
-postgres/ redis/ scheduler/
+postgres/ scheduler/
+redis/ rabbitmq/ kafka/  whichever the component set names
 run/                 Unix sockets
 """
 
@@ -82,6 +83,16 @@ class DataDirectory:
     def redis(self) -> Path:
         """Redis's append-only file."""
         return self.path / "redis"
+
+    @property
+    def rabbitmq(self) -> Path:
+        """RabbitMQ's configuration and queues, in a mesh that has it."""
+        return self.path / "rabbitmq"
+
+    @property
+    def kafka(self) -> Path:
+        """Kafka's configuration, certificates and log, in a mesh that has it."""
+        return self.path / "kafka"
 
     @property
     def scheduler(self) -> Path:

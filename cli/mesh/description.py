@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.errors import CommandError, NotRunning
 from cli.mesh.data import DataDirectory, write_private
+from cli.mesh.sets import BrokerKind
 
 
 class ReplicaDescription(BaseModel):
@@ -76,14 +77,19 @@ class MeshDescription(BaseModel):
     services: dict[str, ServiceDescription]
     # The owner of the database, over the Unix socket: "postgresql://gaggle@/gaggle?host=DIRECTORY".
     database_url: str
-    redis: str
+    component_set: str
+    # What the set has the services told, by environment variable.
+    settings: dict[str, str]
+    broker: BrokerKind
+    broker_address: str
     placement: str
     scheduler: str
     secrets_file: Path
     jwks_file: Path
     components: Path
     daprd: Path
-    # By name: postgres, redis, placement, scheduler, conversation, conversation.daprd, conversation-2, ...
+    # By name: postgres, redis (or epmd and rabbitmq, or kafka),
+    # placement, scheduler, conversation, conversation.daprd, conversation-2, ...
     processes: dict[str, ProcessDescription]
 
     def write(self, data: DataDirectory) -> None:

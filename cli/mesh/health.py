@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ssl
+import struct
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,26 +17,52 @@ _ANSWER_SECONDS = 2.0
 async def http_is_ok(port: int, path: str) -> bool:
     """Whether GET answers 2xx; `path` is one of Dapr's health endpoints."""
     request = f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n\r\n".encode()
-    status_line = await _exchange(port, request)
-    return status_line.startswith(b"HTTP/1.1 2")
+    answer = await _exchange(port, request)
+    return answer is not None and answer.startswith(b"HTTP/1.1 2")
 
 
 async def redis_is_ready(port: int, password: str) -> bool:
     """Whether Redis answers PING: while it still loads its file, it answers an error."""
-    answer = await _exchange(port, f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
-    return b"+PONG" in answer
+    answer = await _exchange(port, f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode(), to_the_end=True)
+    return answer is not None and b"+PONG" in answer
 
 
-async def _exchange(port: int, request: bytes) -> bytes:
+async def tcp_is_open(port: int) -> bool:
+    """Whether something listens."""
+    return await _exchange(port, b"", answers=False) is not None
+
+
+async def rabbitmq_is_ready(port: int) -> bool:
+    """Whether RabbitMQ begins a conversation (AMQP 0-9-1, 2.2.4): its listeners open once the rest is there."""
+    answer = await _exchange(port, b"AMQP\x00\x00\x09\x01")
+    # A method frame on channel 0.
+    return answer is not None and answer.startswith(b"\x01\x00\x00")
+
+
+async def kafka_is_ready(port: int, context: ssl.SSLContext | None) -> bool:
+    """Whether Kafka answers ApiVersions, the one request that it takes before a client has proved itself."""
+    # https://kafka.apache.org/protocol#protocol_messages: key 18, version 0, a correlation id, no client id.
+    request = struct.pack(">hhih", 18, 0, 1, -1)
+    answer = await _exchange(port, struct.pack(">i", len(request)) + request, context)
+    # Size, correlation id, error code.
+    return answer is not None and answer[4:10] == struct.pack(">ih", 1, 0)
+
+
+async def _exchange(
+    port: int, request: bytes, context: ssl.SSLContext | None = None, *, answers: bool = True, to_the_end: bool = False
+) -> bytes | None:
+    """What comes first of an answer, or all of it from a server that ends it; None if nobody listens."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=context)
+            if not answers:
+                return b""
             writer.write(request)
             await writer.drain()
-            return await reader.read(4096) + await reader.read(4096)
+            return await reader.read(-1 if to_the_end else 4096)
     except (OSError, TimeoutError):
-        return b""
+        return None
     finally:
         if writer is not None:
             writer.close()

@@ -46,16 +46,6 @@ class Replica:
         return f"{self.name}.daprd"
 
     @property
-    def resources(self) -> Path:
-        """The folder of the component YAML."""
-        return self.root / self.app.resources_paths[0]
-
-    @property
-    def configuration(self) -> Path:
-        """The Configuration that the sidecar's is made from."""
-        return self.root / self.app.config_file_path
-
-    @property
     def ports(self) -> list[int]:
         """Every port that the pair listens on."""
         return [

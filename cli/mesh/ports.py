@@ -1,7 +1,7 @@
 """Which process listens where, on loopback.
 
 dapr.yaml gives every service its ports, from 50101. `--port-base N` moves them all by the same distance, replicas lie
-20 apart, and the control plane and Redis lie 600 above the base.
+20 apart, and the control plane and the broker lie 600 above the base.
 """
 
 import os
@@ -33,8 +33,8 @@ class Ports:
         return port - DEFAULT_BASE + self.base + replica * REPLICA_STRIDE
 
     @property
-    def redis(self) -> int:
-        """Redis."""
+    def broker(self) -> int:
+        """The broker, whichever it is."""
         return self.base + 600
 
     @property
@@ -48,9 +48,20 @@ class Ports:
         return self.base + 605
 
     @property
+    def broker_peer(self) -> int:
+        """Where brokers of one cluster would meet: Kafka's controller, RabbitMQ's distribution."""
+        return self.base + 610
+
+    @property
+    def broker_nodes(self) -> int:
+        """Where RabbitMQ's nodes are listed (epmd)."""
+        return self.base + 611
+
+    @property
     def infrastructure(self) -> list[int]:
         """Every port of the stores and the control plane."""
-        return [self.redis, *range(self.placement, self.placement + 4), *range(self.scheduler, self.scheduler + 5)]
+        control_plane = [*range(self.placement, self.placement + 4), *range(self.scheduler, self.scheduler + 5)]
+        return [self.broker, *control_plane, self.broker_peer, self.broker_nodes]
 
 
 def direct_loopback() -> dict[str, str]:

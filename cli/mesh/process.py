@@ -105,6 +105,7 @@ class Process:
         self._ready = asyncio.Event()
         self._gave_up = False
         self._was_ready = False
+        self._dying = asyncio.Event()
         self._ending = ""
         self._runner: asyncio.Task[None] | None = None
 
@@ -119,6 +120,7 @@ class Process:
         self._ready.clear()
         self._gave_up = False
         self._was_ready = False
+        self._dying.clear()
         self._runner = asyncio.create_task(self._keep_running(), name=f"keep {self.name} running")
 
     async def wait_ready(self, seconds: float) -> None:
@@ -136,6 +138,16 @@ class Process:
         if self._gave_up:
             self._set(State.FAILED)
             raise CommandError(f"{self.name} does not start: it {self._ending}. {self._log_end()}")
+
+    async def wait_dying(self) -> None:
+        """Waits for as long as it does not die over and over, ready in between or not.
+
+        Raises:
+            CommandError: it did; the text ends with the end of its log.
+        """
+        await self._dying.wait()
+        self._set(State.FAILED)
+        raise CommandError(f"{self.name} does not stay up: it {self._ending}. {self._log_end()}")
 
     async def stop(self) -> None:
         """Asks it to end, kills it if it will not in time, and returns when it is gone."""
@@ -181,6 +193,8 @@ class Process:
             if self._stopping.is_set():
                 return
             deaths += 1
+            if deaths >= _ATTEMPTS_AT_START:
+                self._dying.set()
             if not self._was_ready and deaths >= _ATTEMPTS_AT_START:
                 self._gave_up = True
                 self._set(State.FAILED)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cli.errors import CommandError
+from cli.mesh.sets import CONFIGURATION
 
 
 class App(BaseModel):
@@ -55,6 +56,24 @@ class RunFile(BaseModel):
     path: Path
     apps: list[App]
 
+    @property
+    def components(self) -> Path:
+        """The folder of the component set: all services stand on one."""
+        return self.path.parent / self.apps[0].resources_paths[0]
+
+    def with_components(self, name: str) -> "RunFile":
+        """The same services on another set: a folder beside this one's, or a path.
+
+        Raises:
+            CommandError: there is no such folder.
+        """
+        folder = self.components.parent / name
+        if not folder.is_dir():
+            known = ", ".join(sorted(one.name for one in self.components.parent.iterdir() if one.is_dir()))
+            raise CommandError(f"There is no component set {name!r}; there are {known}.")
+        swapped = {"resources_paths": [folder.absolute()], "config_file_path": folder.absolute() / CONFIGURATION}
+        return RunFile(path=self.path, apps=[app.model_copy(update=swapped) for app in self.apps])
+
     @classmethod
     def load(cls, path: Path) -> "RunFile":
         """Reads the file.
@@ -83,4 +102,6 @@ class RunFile(BaseModel):
             if "GAGGLE_METRICS_PORT" not in app.env:
                 raise CommandError(f"{path}: app {app.app_id!r} has no env GAGGLE_METRICS_PORT.")
             apps.append(app)
+        if not apps:
+            raise CommandError(f"{path} lists no apps.")
         return cls(path=path, apps=apps)

@@ -3,16 +3,19 @@
 | secret | what it is |
 |---|---|
 | database | connection string, for the sidecars' PostgreSQL components |
-| redis-host, redis-password | the broker |
+| postgresql-secrets, todo-chatbot-secrets, backend-secrets | the same, under the names that the other sets use |
+| redis-host, redis-password; rabbitmq-secrets; kafka-secrets | the broker, whichever the set has |
 | token-jwks | public keys of the local issuer and of every service |
 | issuer-key | private key of the local issuer; the auth service's |
 | service-key-NAME | private key of one service |
 
-What a person adds to the file (OPENAI_API_KEY, SMTP_PASSWORD, ...) is kept.
+A secret of several values is an object, as a Kubernetes secret is. What a person adds to the file (OPENAI_API_KEY,
+SMTP_PASSWORD, ...) is kept.
 """
 
 import json
 import secrets
+from collections.abc import Mapping
 
 from joserfc.jwk import OKPKey
 
@@ -20,16 +23,30 @@ from cli.errors import CommandError
 from cli.mesh.data import DataDirectory, write_private
 from cli.mesh.keys import ISSUER_KEY_ID, jwks, private_jwk
 
+Secret = str | dict[str, str]
 
-def write_secrets(data: DataDirectory, *, database: str, redis_host: str, keys: dict[str, OKPKey]) -> dict[str, str]:
-    """Brings secrets.json up to date and returns it; the Redis password is drawn once and kept."""
+# Where connections look for tables that are named without a schema; see statestore-goose.
+_GOOSE_SCHEMA = "options=-c%20search_path%3Dgoose"
+
+
+def write_secrets(
+    data: DataDirectory, *, database: str, broker: Mapping[str, Secret], keys: dict[str, OKPKey]
+) -> dict[str, Secret]:
+    """Brings secrets.json up to date and returns it; `broker` are those of the broker."""
     known = read_secrets(data)
-    known |= {
-        "database": database,
-        "redis-host": redis_host,
-        "redis-password": known.get("redis-password") or secrets.token_urlsafe(24),
-        "token-jwks": jwks(keys),
+    values: dict[str, Secret] = {
+        "postgresql-secrets": {
+            "connection-string": database,
+            "connection-string-goose": f"{database}&{_GOOSE_SCHEMA}",
+        },
+        "todo-chatbot-secrets": {"DATABASE_URL": database},
+        "backend-secrets": {"DATABASE_URL": database},
+        **broker,
     }
+    for name, secret in values.items():
+        before = known.get(name)
+        known[name] = {**before, **secret} if isinstance(before, dict) and isinstance(secret, dict) else secret
+    known |= {"database": database, "token-jwks": jwks(keys)}
     known |= {secret_name(key_id): private_jwk(key) for key_id, key in keys.items()}
     write_private(data.secrets_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
     return known
@@ -40,11 +57,11 @@ def secret_name(key_id: str) -> str:
     return "issuer-key" if key_id == ISSUER_KEY_ID else f"service-key-{key_id}"
 
 
-def read_secrets(data: DataDirectory) -> dict[str, str]:
+def read_secrets(data: DataDirectory) -> dict[str, Secret]:
     """The secrets there are; empty before the first start.
 
     Raises:
-        CommandError: the file is not a JSON object of strings.
+        CommandError: the file is not a JSON object of strings and of objects of strings.
     """
     try:
         found = json.loads(data.secrets_file.read_text())
@@ -52,9 +69,13 @@ def read_secrets(data: DataDirectory) -> dict[str, str]:
         return {}
     except ValueError as error:
         raise CommandError(f"{data.secrets_file} is not JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise CommandError(f"{data.secrets_file} must be one JSON object of strings.")
+    if not isinstance(found, dict) or not all(_is_secret(value) for value in found.values()):
+        raise CommandError(f"{data.secrets_file} must be one JSON object of strings, or of objects of strings.")
     return found
+
+
+def _is_secret(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(one, str) for one in value.values()))
 
 
 def app_api_token(data: DataDirectory) -> str:

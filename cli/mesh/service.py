@@ -1,5 +1,7 @@
 """Command line and environment of one service process."""
 
+from collections.abc import Mapping
+
 from cli.mesh.data import DataDirectory
 from cli.mesh.health import GrpcHealth
 from cli.mesh.plan import Replica
@@ -7,9 +9,10 @@ from cli.mesh.ports import direct_loopback
 from cli.mesh.process import Command
 
 
-def service_environment(replica: Replica, *, suffix: str, token: str) -> dict[str, str]:
-    """What the Dapr CLI sets for an app, and what is Gaggle's own beside it."""
+def service_environment(replica: Replica, settings: Mapping[str, str], *, suffix: str, token: str) -> dict[str, str]:
+    """What the Dapr CLI sets for an app, and what is Gaggle's own beside it; `settings` go with the component set."""
     return {
+        **settings,
         **replica.app.env,
         "APP_ID": replica.app_id,
         "APP_PORT": str(replica.port),

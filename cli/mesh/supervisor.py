@@ -3,7 +3,7 @@
 What waits for what, and nothing else does:
 
     PostgreSQL -> role, database -> migrations --+
-    Redis ---------------------------------------+--> each sidecar
+    the broker ----------------------------------+--> each sidecar
     placement, scheduler ------------------------+
     each service starts at once, and is up long before its sidecar asks it for its subscriptions: daprd itself waits
     for the service's port first
@@ -26,6 +26,7 @@ import psutil
 
 from cli.binaries.dapr import DaprBinaries
 from cli.errors import CommandError
+from cli.mesh.broker import broker
 from cli.mesh.components import write_components, write_configuration
 from cli.mesh.control import ControlServer
 from cli.mesh.dapr import placement_command, scheduler_command, sidecar_command
@@ -37,9 +38,9 @@ from cli.mesh.plan import Plan, Replica
 from cli.mesh.ports import LOOPBACK
 from cli.mesh.postgres import create_role_and_database, database_url, postgres_command
 from cli.mesh.process import Process, State
-from cli.mesh.redis import redis_command
-from cli.mesh.secrets import app_api_token, write_secrets
+from cli.mesh.secrets import app_api_token, read_secrets, write_secrets
 from cli.mesh.service import service_command, service_environment
+from cli.mesh.sets import ComponentSet
 
 # From its start to ready, on a busy machine. The whole mesh is to take 20 s on an idle one.
 _START_SECONDS = 90.0
@@ -53,6 +54,7 @@ class Supervisor:
 
     Args:
         plan: what to run.
+        components: what to run it on.
         data: where its data lies; created, and locked by the caller.
         suffix: the app-id suffix.
         binaries: Dapr's programs.
@@ -63,6 +65,7 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
+        components: ComponentSet,
         data: DataDirectory,
         *,
         suffix: str,
@@ -71,6 +74,7 @@ class Supervisor:
         tell: Tell,
     ) -> None:
         self._plan = plan
+        self._components = components
         self._data = data
         self._suffix = suffix
         self._binaries = binaries
@@ -78,20 +82,20 @@ class Supervisor:
         self._state: Literal["starting", "ready", "stopping"] = "starting"
         self._stop = asyncio.Event()
         self._restarting = asyncio.Lock()
-        redis_address = f"{LOOPBACK}:{plan.ports.redis}"
         keys = ensure_keys(data, keys_for)
-        secrets = write_secrets(data, database=database_url(data), redis_host=redis_address, keys=keys)
+        self._broker = broker(components, data, plan.ports, read_secrets(data))
+        write_secrets(data, database=database_url(data), broker=self._broker.secrets, keys=keys)
         token = app_api_token(data)
         self._postgres = self._process(postgres_command(data))
-        self._redis = self._process(redis_command(data, plan.ports.redis, secrets["redis-password"]))
+        self._brokers = [self._process(command) for command in self._broker.commands]
         self._placement = self._process(placement_command(binaries, data, plan.ports))
         self._scheduler = self._process(scheduler_command(binaries, data, plan.ports))
         self._services: dict[str, Process] = {}
         self._sidecars: dict[str, Process] = {}
         for replica in plan.replicas:
-            environment = service_environment(replica, suffix=suffix, token=token)
+            environment = service_environment(replica, components.settings, suffix=suffix, token=token)
             self._services[replica.name] = self._process(service_command(data, replica, environment))
-            configuration = write_configuration(replica.configuration, data, replica.service, keys)
+            configuration = write_configuration(components, data, replica.service, keys)
             sidecar = sidecar_command(binaries, data, replica, plan.ports, configuration, token)
             self._sidecars[replica.name] = self._process(sidecar)
         self._control = ControlServer(data.control_socket, self._answer)
@@ -152,7 +156,7 @@ class Supervisor:
             )
         addresses = {
             "postgres": database_url(self._data),
-            "redis": f"{LOOPBACK}:{self._plan.ports.redis}",
+            **{process.name: self._broker.address for process in self._brokers},
             "placement": f"{LOOPBACK}:{self._plan.ports.placement}",
             "scheduler": f"{LOOPBACK}:{self._plan.ports.scheduler}",
         }
@@ -177,20 +181,20 @@ class Supervisor:
 
     @property
     def _infrastructure(self) -> list[Process]:
-        return [self._postgres, self._redis, self._placement, self._scheduler]
+        return [self._postgres, *self._brokers, self._placement, self._scheduler]
 
     @property
     def _processes(self) -> list[Process]:
         return [*self._services.values(), *self._sidecars.values(), *self._infrastructure]
 
     async def _start(self) -> None:
-        if self._plan.replicas:
-            write_components(self._plan.replicas[0].resources, self._data, self._suffix)
+        write_components(self._components, self._data, self._suffix)
         try:
             async with asyncio.TaskGroup() as group:
                 foundation = [
                     group.create_task(self._start_database()),
-                    *(group.create_task(self._bring_up(one)) for one in self._infrastructure[1:]),
+                    group.create_task(self._start_broker()),
+                    *(group.create_task(self._bring_up(one)) for one in (self._placement, self._scheduler)),
                 ]
                 for replica in self._plan.replicas:
                     group.create_task(self._start_pair(replica, foundation))
@@ -201,6 +205,10 @@ class Supervisor:
         await self._bring_up(self._postgres)
         await create_role_and_database(self._data)
         await self._migrate()
+
+    async def _start_broker(self) -> None:
+        for process in self._brokers:
+            await self._bring_up(process)
 
     async def _migrate(self) -> None:
         """In a process of its own, which alone loads a PostgreSQL driver."""
@@ -223,6 +231,18 @@ class Supervisor:
         await asyncio.gather(*foundation)
         sidecar = self._sidecars[replica.name]
         sidecar.start()
+        # A service listens before it has looked at its sidecar's components, and may end when it has.
+        dying = asyncio.create_task(service.wait_dying())
+        ready = asyncio.create_task(self._wait_pair(service, sidecar))
+        try:
+            done, _ = await asyncio.wait({dying, ready}, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            dying.cancel()
+            ready.cancel()
+            await asyncio.gather(dying, ready, return_exceptions=True)
+
+    async def _wait_pair(self, service: Process, sidecar: Process) -> None:
         await asyncio.gather(service.wait_ready(_START_SECONDS), sidecar.wait_ready(_START_SECONDS))
 
     async def _bring_up(self, process: Process) -> None:
@@ -234,7 +254,7 @@ class Supervisor:
             self._services.values(),
             self._sidecars.values(),
             [self._placement, self._scheduler],
-            [self._redis],
+            *([process] for process in reversed(self._brokers)),
         ):
             await asyncio.gather(*(process.stop() for process in layer))
         await self._postgres.stop()
@@ -319,7 +339,10 @@ class Supervisor:
             control_socket=self._data.control_socket,
             services=services,
             database_url=database_url(self._data),
-            redis=f"{LOOPBACK}:{self._plan.ports.redis}",
+            component_set=self._components.name,
+            settings=self._components.settings,
+            broker=self._broker.kind,
+            broker_address=self._broker.address,
             placement=f"{LOOPBACK}:{self._plan.ports.placement}",
             scheduler=f"{LOOPBACK}:{self._plan.ports.scheduler}",
             secrets_file=self._data.secrets_file,

@@ -16,12 +16,14 @@ from rich.live import Live
 
 from cli.binaries.dapr import DaprBinaries, dapr_binaries
 from cli.errors import CommandError, NotRunning, Refused
+from cli.mesh.broker import ensure_installed
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.description import MeshDescription
 from cli.mesh.leftovers import end_leftovers
 from cli.mesh.lock import hold_mesh_locks
 from cli.mesh.plan import Plan, make_plan
 from cli.mesh.runfile import RunFile
+from cli.mesh.sets import ComponentSet
 from cli.mesh.status import status_table
 from cli.mesh.supervisor import Supervisor
 from cli.progress import build_progress
@@ -35,6 +37,7 @@ class UpRequest:
 
     data: DataDirectory
     run_file: Path = PROJECT_ROOT / "dapr.yaml"
+    components: str | None = None
     port_base: int | None = None
     only: Sequence[str] = ()
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -43,6 +46,8 @@ class UpRequest:
     def arguments(self) -> list[str]:
         """The same request as a command line of `gaggle up`."""
         arguments = ["up", "--data", str(self.data.path), "--file", str(self.run_file)]
+        if self.components is not None:
+            arguments += ["--components", self.components]
         if self.port_base is not None:
             arguments += ["--port-base", str(self.port_base)]
         for name in self.only:
@@ -53,6 +58,11 @@ class UpRequest:
             arguments += ["--owner-pid", str(self.owner_pid)]
         return arguments
 
+    def load(self) -> RunFile:
+        """The services, on the component set that was asked for."""
+        run_file = RunFile.load(self.run_file)
+        return run_file if self.components is None else run_file.with_components(self.components)
+
 
 def run_mesh(request: UpRequest, console: Console) -> None:
     """Runs the mesh in this process until it is asked to stop.
@@ -62,9 +72,12 @@ def run_mesh(request: UpRequest, console: Console) -> None:
         CommandError: something did not start.
     """
     data = request.data
-    run_file = RunFile.load(request.run_file)
+    run_file = request.load()
+    components = ComponentSet.load(run_file.components)
     suffix = data.suffix()
-    binaries = dapr_binaries(build_progress(console))
+    progress = build_progress(console)
+    binaries = dapr_binaries(progress)
+    ensure_installed(components, progress)
     data.create()
     with hold_mesh_locks(data, suffix):
         end_leftovers(data)
@@ -79,16 +92,24 @@ def run_mesh(request: UpRequest, console: Console) -> None:
             )
         data.keep_suffix(suffix)
         keys_for = [app.service for app in run_file.apps]
-        asyncio.run(_supervise(request, plan, suffix, binaries, keys_for, console))
+        asyncio.run(_supervise(request, plan, components, suffix, binaries, keys_for, console))
 
 
 async def _supervise(
-    request: UpRequest, plan: Plan, suffix: str, binaries: DaprBinaries, keys_for: list[str], console: Console
+    request: UpRequest,
+    plan: Plan,
+    components: ComponentSet,
+    suffix: str,
+    binaries: DaprBinaries,
+    keys_for: list[str],
+    console: Console,
 ) -> None:
     def tell(text: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
 
-    supervisor = Supervisor(plan, request.data, suffix=suffix, binaries=binaries, keys_for=keys_for, tell=tell)
+    supervisor = Supervisor(
+        plan, components, request.data, suffix=suffix, binaries=binaries, keys_for=keys_for, tell=tell
+    )
 
     def on_ready(seconds: float) -> None:
         tell(f"Ready after {seconds:.1f} s: {', '.join(plan.services) or 'the stores'}")
@@ -110,7 +131,10 @@ def start_detached(request: UpRequest, console: Console) -> MeshDescription:
     """
     data = request.data
     # Here, so that the terminal shows a build's progress; and what can be refused is refused before anything is made.
-    dapr_binaries(build_progress(console))
+    progress = build_progress(console)
+    components = ComponentSet.load(request.load().components)
+    dapr_binaries(progress)
+    ensure_installed(components, progress)
     data.suffix()
     data.create()
     log = data.log("mesh")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -85,11 +86,17 @@ class Callbacks:
         *,
         jobs: JobHandler | None = None,
         bindings: Mapping[str, BindingHandler] | None = None,
+        topic_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`pubsub` stands where a subscription names none; `bindings` are input components by name."""
+        """`pubsub` stands where a subscription names none; `bindings` are input components by name.
+
+        `topic_names` are those in the broker that differ.
+        """
         self._pubsub = pubsub
         self._jobs = jobs
         self._bindings = dict(bindings or {})
+        self._named = topic_names
+        self._topics = {name: topic for topic, name in topic_names.items()}
         self._subscriptions = {(one.pubsub or pubsub, one.topic): one for one in subscriptions}
         self._metrics = metrics
         self.ready = False
@@ -100,7 +107,9 @@ class Callbacks:
         subscriptions = []
         for (pubsub, topic), one in self._subscriptions.items():
             entry = appcallback_pb2.TopicSubscription(
-                pubsub_name=pubsub, topic=topic, dead_letter_topic=one.dead_letter_topic
+                pubsub_name=pubsub,
+                topic=self._named.get(topic, topic),
+                dead_letter_topic=self._named.get(one.dead_letter_topic, one.dead_letter_topic),
             )
             if one.raw:
                 entry.metadata["rawPayload"] = "true"
@@ -117,24 +126,26 @@ class Callbacks:
 
     async def OnTopicEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """One event."""
+        topic = self._topics.get(request.topic, request.topic)
         event = TopicEvent(
             id=request.id,
-            topic=request.topic,
+            topic=topic,
             type=request.type,
             data=request.data,
             content_type=request.data_content_type,
             extensions=json_format.MessageToDict(request.extensions),
         )
-        subscription = self._subscriptions.get((request.pubsub_name, request.topic))
+        subscription = self._subscriptions.get((request.pubsub_name, topic))
         if subscription is not None and subscription.raw:
-            event = _unwrapped(request.id, request.topic, request.data, request.data_content_type)
-        (outcome,) = await self._handle(request.pubsub_name, request.topic, [event])
+            event = self._unwrapped(request.id, topic, request.data, request.data_content_type)
+        (outcome,) = await self._handle(request.pubsub_name, topic, [event])
         return appcallback_pb2.TopicEventResponse(status=outcome.value)
 
     async def OnBulkTopicEvent(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """Several events of one topic."""
-        events = [_bulk_event(entry, request.topic) for entry in request.entries]
-        outcomes = await self._handle(request.pubsub_name, request.topic, events)
+        topic = self._topics.get(request.topic, request.topic)
+        events = [self._bulk_event(entry, topic) for entry in request.entries]
+        outcomes = await self._handle(request.pubsub_name, topic, events)
         statuses = [
             appcallback_pb2.TopicEventBulkResponseEntry(entry_id=entry.entry_id, status=outcome.value)
             for entry, outcome in zip(request.entries, outcomes, strict=True)
@@ -182,28 +193,30 @@ class Callbacks:
             self._metrics.received.labels(topic, outcome.name).inc()
         return outcomes
 
+    def _bulk_event(self, entry: Any, topic: str) -> TopicEvent:
+        if entry.WhichOneof("event") == "cloud_event":
+            cloud = entry.cloud_event
+            return TopicEvent(
+                id=cloud.id,
+                topic=topic,
+                type=cloud.type,
+                data=cloud.data,
+                content_type=cloud.data_content_type,
+                extensions=json_format.MessageToDict(cloud.extensions),
+            )
+        return self._unwrapped(entry.entry_id, topic, entry.bytes, entry.content_type)
 
-def _bulk_event(entry: Any, topic: str) -> TopicEvent:
-    if entry.WhichOneof("event") == "cloud_event":
-        cloud = entry.cloud_event
-        return TopicEvent(
-            id=cloud.id,
-            topic=topic,
-            type=cloud.type,
-            data=cloud.data,
-            content_type=cloud.data_content_type,
-            extensions=json_format.MessageToDict(cloud.extensions),
-        )
-    return _unwrapped(entry.entry_id, topic, entry.bytes, entry.content_type)
-
-
-def _unwrapped(entry_id: str, topic: str, message: bytes, content_type: str) -> TopicEvent:
-    """Read a message that the sidecar did not unwrap: a CloudEvent in JSON, or anything at all."""
-    try:
-        body = json.loads(message)
-    except (ValueError, RecursionError):
-        body = None
-    if isinstance(body, dict) and "specversion" in body:
+    def _unwrapped(self, entry_id: str, topic: str, message: bytes, content_type: str) -> TopicEvent:
+        """Read a message that the sidecar did not unwrap: a CloudEvent in JSON, or anything at all."""
+        try:
+            body = json.loads(message)
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict) or "specversion" not in body:
+            return TopicEvent(entry_id, topic, "", message, content_type, raw=True)
+        # A dead letter tells here where it came from, by the broker's name.
+        if isinstance(came_by := body.get("topic"), str):
+            body["topic"] = self._topics.get(came_by, came_by)
         return TopicEvent(
             id=str(body.get("id", entry_id)),
             topic=topic,
@@ -212,7 +225,6 @@ def _unwrapped(entry_id: str, topic: str, message: bytes, content_type: str) -> 
             content_type=str(body.get("datacontenttype", "")),
             extensions=body,
         )
-    return TopicEvent(entry_id, topic, "", message, content_type, raw=True)
 
 
 def _data(body: dict[str, Any]) -> bytes:

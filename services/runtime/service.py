@@ -40,9 +40,14 @@ READY = "ready"
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _HEALTH = "grpc.health.v1.Health"
 _SIDECAR_SECONDS = 120.0
+_METADATA_BYTES = 256 * 1024
 _SERVER_OPTIONS = (
     *((name, value) for name, value in CHANNEL_OPTIONS if "message_length" in name),
     ("grpc.so_reuseport", 0),
+    # daprd gives a bulk delivery the trace header of each event in it: gRPC's own limit of 16 KB takes some 80 of them,
+    # and what is over it is refused before anything here sees it.
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
     # Clients that ping as often as the sidecar allows are welcome.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -103,7 +108,11 @@ class Runtime:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
-        self.sidecar = Sidecar(settings.sidecar_target, api_token=settings.dapr_api_token.get_secret_value())
+        self.sidecar = Sidecar(
+            settings.sidecar_target,
+            api_token=settings.dapr_api_token.get_secret_value(),
+            topic_names=settings.topic_names,
+        )
         self.state = StateStore(self.sidecar, settings.statestore, self.metrics)
         self.clean_ups: dict[str, CleanUpFunction] = {}
         self.outbox = Outbox(
@@ -180,7 +189,12 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         call_timeout_seconds=settings.call_timeout_seconds,
     )
     callbacks = Callbacks(
-        settings.pubsub, wiring.subscriptions, runtime.metrics, jobs=wiring.jobs, bindings=wiring.bindings
+        settings.pubsub,
+        wiring.subscriptions,
+        runtime.metrics,
+        jobs=wiring.jobs,
+        bindings=wiring.bindings,
+        topic_names=settings.topic_names,
     )
     server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
     address = f"{settings.host}:{settings.port}"

@@ -59,6 +59,9 @@ class ServiceSettings(BaseSettings):
     pubsub: str = "pubsub"
     """The pub/sub component of the product's topics."""
 
+    topic_names: dict[str, str] = {}
+    """What topics are called in the broker, where that is not the product's own name: a JSON object."""
+
     fanout_pubsub: str = "pubsub-fanout"
     """The pub/sub component whose events reach every process."""
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -51,8 +52,13 @@ class _Publish:
 class Sidecar:
     """One service's sidecar. Made inside the event loop; closed once at the end."""
 
-    def __init__(self, target: str, *, api_token: str = "") -> None:
-        """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one."""
+    def __init__(
+        self, target: str, *, api_token: str = "", topic_names: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`target` is a gRPC target; `api_token` what the sidecar wants, if it wants one.
+
+        `topic_names`: what topics are called in the broker, where that is another name.
+        """
         self.channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self.stub: Any = dapr_pb2_grpc.DaprStub(self.channel)  # type: ignore[no-untyped-call]
         self._publishes: Joined[_Publish, None] = Joined(
@@ -62,6 +68,7 @@ class Sidecar:
             patience_seconds=_PUBLISH_PATIENCE_SECONDS,
             timeout_seconds=_TIMEOUT_SECONDS,
         )
+        self._topic_names = topic_names
         self._token: tuple[tuple[str, str], ...] = (("dapr-api-token", api_token),) if api_token else ()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -113,7 +120,7 @@ class Sidecar:
     async def _publish(self, one: _Publish) -> None:
         request = pubsub_pb2.PublishEventRequest(
             pubsub_name=one.pubsub,
-            topic=one.topic,
+            topic=self._topic_names.get(one.topic, one.topic),
             data=one.data,
             data_content_type=_JSON,
             metadata=one.metadata,
@@ -132,7 +139,9 @@ class Sidecar:
             for number, one in enumerate(several)
         ]
         first = several[0]
-        request = pubsub_pb2.BulkPublishRequest(pubsub_name=first.pubsub, topic=first.topic, entries=entries)
+        request = pubsub_pb2.BulkPublishRequest(
+            pubsub_name=first.pubsub, topic=self._topic_names.get(first.topic, first.topic), entries=entries
+        )
         try:
             response = await self.stub.BulkPublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
         except grpc.aio.AioRpcError as error:

@@ -8,6 +8,7 @@ import yaml
 
 from cli.mesh.components import effective_component, effective_configuration, write_components
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
+from cli.mesh.sets import ComponentSet
 
 _LOCAL = PROJECT_ROOT / "dapr-components" / "local"
 _COMPONENTS = [path for path in sorted(_LOCAL.glob("*.yaml")) if path.name not in {"config.yaml", "resiliency.yaml"}]
@@ -47,7 +48,7 @@ def test_effective_components_carry_the_suffix_and_the_secrets_file(tmp_path: Pa
     data.create()
     (data.components / "gone.yaml").write_text("")
 
-    write_components(_LOCAL, data, "-t1")
+    write_components(ComponentSet.load(_LOCAL), data, "-t1")
 
     written = {path.stem: _load(path) for path in data.components.glob("*.yaml")}
     assert sorted(written) == sorted(path.stem for path in [*_COMPONENTS, _LOCAL / "resiliency.yaml"])
@@ -73,7 +74,7 @@ def test_a_service_cannot_read_the_private_keys_of_others(service: str, denied: 
     """A service that is taken over can sign as itself, not as another one nor as the issuer."""
     keys = ["issuer", "audit", "auth", "conversation"]
 
-    configuration = effective_configuration(_load(_LOCAL / "config.yaml"), service, keys)
+    configuration = effective_configuration(_load(_LOCAL / "config.yaml"), service, keys, "secretstore")
 
     (scope,) = configuration["spec"]["secrets"]["scopes"]
     assert scope == {"storeName": "secretstore", "defaultAccess": "allow", "deniedSecrets": denied}

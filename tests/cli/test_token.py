@@ -16,7 +16,7 @@ from cli.errors import CommandError, NotRunning
 from cli.main import app
 from cli.mesh.data import DataDirectory
 from cli.mesh.keys import ensure_keys, sign_token
-from cli.mesh.secrets import read_secrets, write_secrets
+from cli.mesh.secrets import Secret, read_secrets, write_secrets
 
 
 @pytest.fixture
@@ -77,15 +77,21 @@ def test_keys_stay_and_new_services_get_theirs(data: DataDirectory) -> None:
 
 
 def test_secrets_of_a_persons_own_and_the_password_are_kept(data: DataDirectory) -> None:
-    """What somebody adds to secrets.json survives the next start, as does the broker's password."""
+    """What somebody adds to secrets.json survives the next start, beside what the broker's secrets are by then."""
     keys = ensure_keys(data, ["auth"])
-    first = write_secrets(data, database="a", redis_host="127.0.0.1:1", keys=keys)
+    kafka = {"KAFKA_BROKERS": "127.0.0.1:1", "KAFKA_USERNAME": "u"}
+    was: dict[str, Secret] = {"redis-host": "127.0.0.1:1", "kafka-secrets": kafka}
+    first = write_secrets(data, database="a", broker=was, keys=keys)
     data.secrets_file.write_text(json.dumps(first | {"OPENAI_API_KEY": "mine"}))
 
-    second = write_secrets(data, database="b", redis_host="127.0.0.1:2", keys=keys)
+    moved: dict[str, Secret] = {"redis-host": "127.0.0.1:2", "kafka-secrets": {"KAFKA_BROKERS": "127.0.0.1:2"}}
+    second = write_secrets(data, database="b", broker=moved, keys=keys)
 
     assert second == read_secrets(data)
-    assert second == first | {"OPENAI_API_KEY": "mine", "database": "b", "redis-host": "127.0.0.1:2"}
+    assert second["OPENAI_API_KEY"] == "mine"
+    assert (second["database"], second["redis-host"]) == ("b", "127.0.0.1:2")
+    assert second["kafka-secrets"] == kafka | {"KAFKA_BROKERS": "127.0.0.1:2"}
+    assert second["backend-secrets"] == {"DATABASE_URL": "b"}
     assert stat.S_IMODE(data.secrets_file.stat().st_mode) == 0o600
 
 

@@ -3,13 +3,13 @@
 import asyncio
 from typing import Any
 
-import psycopg
 import pytest
 
 from gaggle.conversation.v1 import conversation_pb2, message_pb2
 from tests.conditions import eventually
 from tests.conversation.talking import Talker, numbered, pairs, refused, text_message
 from tests.mesh_fixture import Mesh
+from tests.stores.reading import conversation_keys
 
 pytestmark = pytest.mark.mesh
 
@@ -192,9 +192,7 @@ async def test_roles_survive_a_fork(talker: Talker) -> None:
 
 
 def _rows(mesh: Mesh, user: str) -> set[str]:
-    with psycopg.connect(mesh.description.database_url) as connection:
-        found = connection.execute("SELECT key FROM goose.dapr_state WHERE key LIKE %s", [f"%||chat:{user}:%"])
-        return {key.partition("||")[2] for (key,) in found}
+    return set(conversation_keys(mesh, user))
 
 
 async def _settled(mesh: Mesh, user: str) -> None:

@@ -4,7 +4,6 @@ import re
 import uuid
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 
 from gaggle.conversation.v1 import conversation_pb2, message_pb2
@@ -12,6 +11,7 @@ from gaggle.conversation.v1 import conversation_service_pb2 as api
 from tests.conditions import eventually
 from tests.conversation.talking import Talker, numbered, refused, text_message
 from tests.mesh_fixture import Mesh
+from tests.stores.reading import conversation_keys
 
 pytestmark = pytest.mark.mesh
 
@@ -212,11 +212,7 @@ async def test_a_deleted_conversation_is_gone(mesh: Mesh, talker: Talker, user: 
     await talker.say(conversation_id, "y" * 100_000, "z" * 700_000)
 
     def rows() -> list[str]:
-        with psycopg.connect(mesh.description.database_url) as connection:
-            found = connection.execute(
-                "SELECT key FROM goose.dapr_state WHERE key LIKE %s ORDER BY key", [f"%||chat:{user}:%"]
-            )
-            return [key.partition("||")[2] for (key,) in found]
+        return conversation_keys(mesh, user)
 
     assert len(rows()) > 8
     await talker("DeleteConversation", conversation_id=conversation_id)

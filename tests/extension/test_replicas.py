@@ -99,7 +99,7 @@ async def test_the_owner_tells_its_revisions_again(mesh: Mesh, asker: Asker, adm
     own = await asker.loaded(odd())
     shared = await admin.register(odd(f"shared-{user}"), shared=True)
     secrets = read_secrets(mesh.data)
-    signer = TokenSigner(secrets["service-key-audit"], issuer="gaggle", audience="gaggle")
+    signer = TokenSigner(str(secrets["service-key-audit"]), issuer="gaggle", audience="gaggle")
     metadata = (("authorization", f"Bearer {signer.sign(user, ttl_seconds=60, service='audit')}"),)
     async with mesh.channel("extension") as channel:
         stub: Any = owner_service_pb2_grpc.EntityOwnerServiceStub(channel)

@@ -174,7 +174,9 @@ async def _published(mesh: Mesh, user: str, conversation_id: str) -> dict[str, l
     """Revisions told of a conversation, by topic, in the broker's order."""
     secrets: dict[str, Any] = json.loads(mesh.description.secrets_file.read_text())
     found: dict[str, list[int]] = {}
-    async with redis.asyncio.from_url(f"redis://:{secrets['redis-password']}@{mesh.description.redis}") as broker:
+    async with redis.asyncio.from_url(
+        f"redis://:{secrets['redis-password']}@{mesh.description.broker_address}"
+    ) as broker:
         for topic in (topics.MESSAGE_SENT, topics.MESSAGE_RECEIVED):
             entries: Any = await broker.xrange(topic)
             for _, entry in entries:

@@ -29,7 +29,7 @@ def _rows(mesh: Mesh, statement: str, *parameters: Any) -> list[tuple[Any, ...]]
 
 def _service_token(mesh: Mesh, service: str, user: str) -> str:
     """Sign as a service of the mesh does."""
-    signer = TokenSigner(read_secrets(mesh.data)[f"service-key-{service}"], issuer="gaggle", audience="gaggle")
+    signer = TokenSigner(str(read_secrets(mesh.data)[f"service-key-{service}"]), issuer="gaggle", audience="gaggle")
     return signer.sign(user, ttl_seconds=60, service=service)
 
 

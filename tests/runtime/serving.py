@@ -172,6 +172,7 @@ class Served:
     probe: Probe
     keys: Keys
     callbacks: Callbacks
+    port: int
 
     def user(self, *roles: str) -> tuple[tuple[str, str], ...]:
         """Metadata of a user's call."""
@@ -298,5 +299,5 @@ async def serving(*, max_calls: int = 100, max_streams: int = 100, timeout: floa
     await server.start()
     options = (("grpc.max_send_message_length", -1),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-        yield Served(channel, pipeline, metrics, probe, keys, callbacks)
+        yield Served(channel, pipeline, metrics, probe, keys, callbacks, port)
     await server.stop(None)

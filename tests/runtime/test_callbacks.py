@@ -1,6 +1,8 @@
 """What the sidecar delivers."""
 
+import asyncio
 import json
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -217,3 +219,50 @@ async def test_a_job_that_fails_is_delivered_again() -> None:
     callbacks.ready = True
     with pytest.raises(UnavailableError):
         await callbacks.OnJobEvent(appcallback_pb2.JobEventRequest(name="j"), _CONTEXT)
+
+
+async def test_topics_have_other_names_in_the_broker() -> None:
+    """The sidecar hears the broker's names; handlers see the product's own, of a dead letter's origin, too."""
+    taker = Taker()
+    names = {"task-events": "todo.tasks.events", "dead": "todo.dead"}
+    subscriptions = [
+        Subscription("task-events", taker.take, dead_letter_topic="dead"),
+        Subscription("dead", taker.take, raw=True),
+    ]
+    callbacks = Callbacks("pubsub", subscriptions, Metrics(), topic_names=names)
+    callbacks.ready = True
+
+    told = (await callbacks.ListTopicSubscriptions(empty_pb2.Empty(), _CONTEXT)).subscriptions
+    assert [(one.topic, one.dead_letter_topic) for one in told] == [
+        ("todo.tasks.events", "todo.dead"),
+        ("todo.dead", ""),
+    ]
+
+    event = appcallback_pb2.TopicEventRequest(id="1", topic="todo.tasks.events", pubsub_name="pubsub", data=b"{}")
+    letter = {"specversion": "1.0", "id": "2", "topic": "todo.tasks.events", "data": {}}
+    dead = appcallback_pb2.TopicEventRequest(
+        id="3", topic="todo.dead", pubsub_name="pubsub", data=json.dumps(letter).encode()
+    )
+    for request in (event, dead):
+        await callbacks.OnTopicEvent(request, _CONTEXT)
+    assert [(one.id, one.topic) for one in taker.taken] == [("1", "task-events"), ("2", "dead")]
+    assert taker.taken[1].extensions["topic"] == "task-events"
+
+
+async def test_a_bulk_delivery_may_bring_a_trace_for_each_event(served: Served) -> None:
+    """daprd adds two headers for each of 200 events, and sends no delivery whose headers the server does not allow."""
+    wanted = 200 * (len("traceparent") + 55 + 32 + len("grpc-trace-bin") + 40 + 32)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    # RFC 9113, 3.4: the client's preface, with empty SETTINGS.
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    try:
+        async with asyncio.timeout(10):
+            head = await reader.readexactly(9)
+            settings = await reader.readexactly(int.from_bytes(head[:3]))
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    told = dict(struct.iter_unpack(">HI", settings))
+    assert head[3] == 4
+    # SETTINGS_MAX_HEADER_LIST_SIZE
+    assert told[6] >= wanted

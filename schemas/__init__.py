@@ -1,0 +1,1 @@
+"""What the events of each topic look like, as JSON Schema and as Avro, made from the contracts (`make generate`)."""

@@ -1,0 +1,1 @@
+"""State stores other than the default, swapped by YAML alone (`make test-brokers`)."""
