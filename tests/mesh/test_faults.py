@@ -158,7 +158,8 @@ async def _fault(mesh: Mesh, load: Load, chance: random.Random, done: list[str])
         await mesh.restart(service)
     else:
         for process, pid in {process: mesh.kill(process) for process in chosen}.items():
-            await mesh.back(process, pid)
+            # Killed often enough, a process waits before it is started again.
+            await mesh.back(process, pid, within=90.0)
 
 
 def _patience() -> float:
