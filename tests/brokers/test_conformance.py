@@ -247,7 +247,8 @@ async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Pat
             assert len(load.attempts) - before > 100
             assert all(one.outcome == "OK" for one in load.attempts[before:])
             own.kill(process)
-            await own.back(process, pid)
+            # Kafka goes through its log before it is there again.
+            await own.back(process, pid, within=120)
             await load.more(30)
         events = [one["data"] for one in await tap.events() if one["data"]["userId"] == user]
     for name in load.conversations:

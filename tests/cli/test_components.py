@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.errors import CommandError
 from cli.mesh.components import effective_component, effective_configuration, write_components
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
+from cli.mesh.runfile import RunFile
 from cli.mesh.sets import ComponentSet
 
 _LOCAL = PROJECT_ROOT / "dapr-components" / "local"
@@ -79,3 +81,60 @@ def test_a_service_cannot_read_the_private_keys_of_others(service: str, denied: 
     (scope,) = configuration["spec"]["secrets"]["scopes"]
     assert scope == {"storeName": "secretstore", "defaultAccess": "allow", "deniedSecrets": denied}
     assert configuration["spec"]["tracing"] == _load(_LOCAL / "config.yaml")["spec"]["tracing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "broker", "authenticates"),
+    [
+        ("local", "redis", False),
+        ("rabbitmq", "rabbitmq", False),
+        ("kafka", "kafka", False),
+        ("kafka-cloud", "kafka", True),
+        ("todo", "kafka", False),
+    ],
+)
+def test_the_broker_follows_from_the_components(name: str, broker: str, *, authenticates: bool) -> None:
+    """What has to be started for a set is written down once: in its components."""
+    components = ComponentSet.load(_LOCAL.parent / name)
+
+    assert (components.broker, components.broker_authenticates) == (broker, authenticates)
+
+
+def test_on_one_machine_a_file_stands_for_kubernetes_secrets() -> None:
+    """A set of the cluster runs on a laptop: its secret component keeps its name and its scopes, and reads a file."""
+    document = _load(_LOCAL.parent / "kafka" / "kubernetes-secrets.yaml")
+
+    effective = effective_component(document, Path("/data/secrets.json"), "-t1")
+
+    assert effective["metadata"]["name"] == "kubernetes-secrets"
+    assert effective["scopes"] == [f"{scope}-t1" for scope in document["scopes"]]
+    assert effective["spec"]["type"] == "secretstores.local.file"
+    fields = {item["name"]: item["value"] for item in effective["spec"]["metadata"]}
+    assert fields == {"secretsFile": "/data/secrets.json", "multiValued": "true"}
+
+
+def test_a_set_is_named_or_refused() -> None:
+    """A slip in the name of a set is told with the names that there are."""
+    run_file = RunFile.load(PROJECT_ROOT / "dapr.yaml")
+
+    assert run_file.components.name == "local"
+    assert run_file.with_components("rabbitmq").components.name == "rabbitmq"
+    with pytest.raises(CommandError, match="'rabitmq'; there are kafka, kafka-cloud, local, rabbitmq, todo"):
+        run_file.with_components("rabitmq")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        pytest.param({}, "holds no component YAML", id="empty"),
+        pytest.param({"a.yaml": "kind: [", "b.yaml": ""}, "not YAML", id="broken"),
+        pytest.param({"a.yaml": "kind: X", "settings.env": "PUBSUB=x"}, "line 1", id="a setting that is none of ours"),
+    ],
+)
+def test_a_folder_that_is_no_set_is_refused(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    """A broken set is told by its file before anything starts."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(CommandError, match=told):
+        ComponentSet.load(tmp_path)
