@@ -166,16 +166,25 @@ class Load:
         async with self.mesh.channel("audit") as channel:
             stub: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
             for conversation_id in self.conversations:
-                last = (await self.clients[0].get(conversation_id)).etag
+                wanted = (
+                    int((await self.clients[0].get(conversation_id)).etag),
+                    len(self.stored.get(conversation_id, {})),
+                )
 
-                async def complete(conversation_id: str = conversation_id, last: int = int(last)) -> list[Any]:
+                async def complete(
+                    conversation_id: str = conversation_id, wanted: tuple[int, int] = wanted
+                ) -> list[Any]:
                     entries = await self._entries(stub, conversation_id)
-                    return entries if len({one.event.revision for one in entries}) >= last else []
+                    # Messages of both kinds, appended at once, are told by two events of one revision.
+                    revisions, messages = {one.event.revision for one in entries}, sum(_told(entries).values())
+                    return entries if len(revisions) >= wanted[0] and messages >= wanted[1] else []
 
                 entries = await eventually(
-                    complete, within=_LOGGED_SECONDS, what=f"{last} revisions of {conversation_id} logged"
+                    complete,
+                    within=_LOGGED_SECONDS,
+                    what=f"{wanted[0]} revisions and {wanted[1]} messages of {conversation_id} logged",
                 )
-                check_told(entries, len(self.stored.get(conversation_id, {})))
+                check_told(entries, wanted[1])
 
     async def _entries(self, stub: Any, conversation_id: str) -> list[Any]:
         request = audit_api.ListEventsRequest(page_size=1000)
@@ -205,10 +214,14 @@ def check_told(entries: Sequence[Any], messages: int) -> None:
     assert [event_id for event_id, count in ids.items() if count > 1] == []
     revisions = {one.event.revision for one in entries}
     assert revisions == set(range(1, len(revisions) + 1))
-    told = Counter(
+    assert _told(entries) == Counter(range(1, messages + 1))
+
+
+def _told(entries: Sequence[Any]) -> Counter[int]:
+    """How often these log entries tell of each message, by its sequence."""
+    return Counter(
         int(message["sequence"]) for one in entries for message in MessageToDict(one.event.data).get("messages", [])
     )
-    assert told == Counter(range(1, messages + 1))
 
 
 @asynccontextmanager
