@@ -31,6 +31,7 @@ from cli.errors import CommandError
 from cli.mesh import control
 from cli.mesh.data import DataDirectory, write_private
 from cli.mesh.description import MeshDescription, ServiceDescription
+from cli.mesh.health import GrpcHealth
 from cli.mesh.keys import sign_token
 from cli.mesh.leftovers import find_process
 from cli.mesh.up import UpRequest, start_detached, wait_until_gone
@@ -42,7 +43,7 @@ _RUN_DIRECTORY = "GAGGLE_TEST_RUN_DIRECTORY"
 _SHARED = "GAGGLE_TEST_MESH"
 _PREFIX = "gaggle-test-"
 _STOP_SECONDS = 60.0
-_BACK_SECONDS = 30.0
+_BACK_SECONDS = 60.0
 
 MAX_CONNECTIONS = 3
 """Of one user's extensions."""
@@ -116,13 +117,25 @@ class Mesh:
         await self.back(process, dead, within=within)
 
     async def back(self, process: str, dead: int, *, within: float = _BACK_SECONDS) -> None:
-        """Returns when `process` is ready again under another id than that of the dead one."""
+        """Returns once `process` is ready under another id than the dead one's; a service: when it takes calls."""
 
         async def is_back() -> bool:
             pid, state = (await asyncio.to_thread(self.states))[process]
-            return state == "ready" and pid not in {None, dead}
+            return state == "ready" and pid not in {None, dead} and await self._takes_calls(process)
 
         await eventually(is_back, within=within, what=f"{process} back and ready")
+
+    async def _takes_calls(self, process: str) -> bool:
+        # A service listens before it has its sidecar, and until then it refuses calls.
+        for service in self.description.services.values():
+            for replica in service.replicas:
+                if replica.name == process:
+                    health = GrpcHealth(int(replica.address.rpartition(":")[2]))
+                    try:
+                        return await health.takes_calls()
+                    finally:
+                        await health.close()
+        return True
 
     async def restart(self, name: str) -> list[str]:
         """`gaggle restart NAME`: returns the restarted replicas once they are ready."""
