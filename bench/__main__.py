@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from bench.ghz import Failed
 from bench.plan import CASES, CLIENTS, FULL, QUICK, REMINDERS, SESSIONS, Cell, Pace, cells
-from bench.report import results_table, rows_of, write
+from bench.report import results_table, rows_of, write, write_into_readme
 from bench.runner import run
 from bench.targets import RESULTS, Results, checks, table
 from cli.errors import CommandError
@@ -66,6 +66,8 @@ def main(
     console.print(table(found))
     if output is not None:
         write(output, rows, found, pace, took)
+        if output == RESULTS.parent:
+            write_into_readme(rows)
         console.print(f"Written to {output}", highlight=False)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -88,6 +89,47 @@ def markdown(found: Sequence[Mapping[str, Any]], targets: Sequence[Check], pace:
         goal = " (goal)" if check.goal else ""
         lines.append(f"| {check.what} | {value} | {check.relation} {check.limit:g}{goal} | {verdict(check)} |")
     return "\n".join(lines) + "\n"
+
+
+_SUMMED = (
+    (LIST, 1, 50, "p50_ms", "last 50, 1 caller: p50 ms"),
+    (LIST, 32, 50, "per_second", "last 50, 32 callers: a second"),
+    (LIST, 32, 1_000, "per_second", "of 1,000: a second"),
+    (APPEND, 1, 50, "p50_ms", "append, 1 caller: p50 ms"),
+    (APPEND, 32, 50, "per_second", "append, 32 callers: a second"),
+    (APPEND, 32, 1_000, "per_second", "to 1,000: a second"),
+)
+
+README = Path(__file__).parents[1] / "README.md"
+_BLOCK = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> str:
+    """Write the few columns that README shows, a line a system."""
+    lines = [
+        f"| | {' | '.join(title for *_, title in _SUMMED)} |",
+        f"|---|{'---:|' * len(_SUMMED)}",
+    ]
+    for system in CLIENTS:
+        cells = []
+        for case, callers, history, value, _ in _SUMMED:
+            row = next(
+                (
+                    one
+                    for one in found
+                    if (one["case"], one["system"], one["callers"], one["history"]) == (case, system, callers, history)
+                ),
+                None,
+            )
+            cells.append("" if row is None else f"{row[value]:.2f}" if value == "p50_ms" else f"{row[value]:,.0f}")
+        if any(cells):
+            lines.append(f"| `{system}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_into_readme(found: Sequence[Mapping[str, Any]], readme: Path = README) -> None:
+    """Put the summary between README's marks."""
+    readme.write_text(_BLOCK.sub(lambda _: summary(found), readme.read_text()))
 
 
 def results_table(found: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,11 +1,11 @@
 """Targets, computed from results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from bench.targets import Check, Results, Row, checks, verdict
+from bench.report import README, summary
+from bench.targets import RESULTS, Check, Results, Row, checks, verdict
 
 
 def row(case: str, system: str, *, callers: int = 1, history: int = 50, rate: float = 0.0, p50: float = 0.0) -> Row:
@@ -76,8 +76,10 @@ def test_what_was_not_measured_is_not_judged() -> None:
 
 def test_the_recorded_results_have_every_key() -> None:
     """latest.json is a list of rows that other programs can read by these keys."""
-    recorded = Path(__file__).parents[2] / "bench" / "results" / "latest.json"
-    if not recorded.exists():
-        pytest.skip("no results are recorded yet")
-    for one in json.loads(recorded.read_text()):
+    for one in json.loads(RESULTS.read_text()):
         assert set(one) - {"spread"} == {"case", "system", "callers", "history", "per_second", "p50_ms", "p99_ms"}
+
+
+def test_the_readme_shows_the_recorded_results() -> None:
+    """README's table is that of latest.json."""
+    assert f"<!-- bench -->\n{summary(json.loads(RESULTS.read_text()))}<!-- /bench -->" in README.read_text()
