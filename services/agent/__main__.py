@@ -14,7 +14,7 @@ from services.agent.owning import Owner
 from services.agent.peers import Conversations, Extensions
 from services.agent.running import Parts
 from services.agent.runs import Runs
-from services.agent.servicer import AGENT_ACCESS, OWNER_ACCESS, AgentServicer, OwnerServicer
+from services.agent.servicer import AGENT_ACCESS, AgentServicer
 from services.agent.sessions import Sessions
 from services.agent.settings import AgentSettings
 from services.agent.store import AgentStore
@@ -22,7 +22,9 @@ from services.agent.turns import Turns
 from services.agent.watching import Watcher
 from services.runtime import topics
 from services.runtime.callbacks import Subscription
+from services.runtime.erasure import Erasure
 from services.runtime.invocation import Peer
+from services.runtime.owning import OWNER_ACCESS, OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
 
@@ -52,7 +54,8 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
     runs = Runs(parts)
     watcher = Watcher(store, runs, poll_seconds=settings.checkpoint_seconds)
     chats = Chats(turns, runs, watcher, catalog, settings)
-    owner = Owner(store, sessions, runs, runtime.name)
+    owner = Owner(store, sessions, runs)
+    erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
     services = agent_service_pb2.DESCRIPTOR.services_by_name
     chat_services = chat_service_pb2.DESCRIPTOR.services_by_name
     owners = owner_service_pb2.DESCRIPTOR.services_by_name
@@ -74,7 +77,7 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
             ),
             Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
-        subscriptions=[Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead)],
+        subscriptions=[Subscription(topics.USER_ERASED, erasure.take, dead_letter_topic=dead)],
         start=[runtime.outbox.start],
         background=[runs.recover_forever],
         stop=[runs.stop],

@@ -1,15 +1,9 @@
 """What the owner of sessions and turns does for the mesh: revisions, events told again, erasure."""
 
-import json
-from collections.abc import Sequence
-from datetime import UTC, datetime
-
 import structlog
-from google.protobuf import json_format
 
 from gaggle.agent.state.v1 import document_pb2
 from gaggle.agent.v1 import event_pb2, turn_pb2
-from gaggle.conversation.v1 import event_pb2 as conversation_event_pb2
 from gaggle.owner.v1 import owner_service_pb2 as api
 from services.agent.runs import Runs
 from services.agent.sessions import ENTITY, Sessions
@@ -26,16 +20,10 @@ from services.agent.store import (
     turn_key,
 )
 from services.runtime import paging, topics
-from services.runtime.callbacks import Outcome, TopicEvent
-from services.runtime.errors import ConflictError, GaggleError, InvalidArgumentError, NotFoundError
-from services.runtime.events import Change, build_events
-from services.runtime.outbox import Number
+from services.runtime.errors import ConflictError, InvalidArgumentError, NotFoundError
+from services.runtime.owning import REVISIONS_PAGE, publish_again
 from services.runtime.state import CommitFailedError, Put, Remove
-from services.runtime.users import USER_BUCKETS
 
-MAX_REPUBLISHED = 1000
-_USERS_PAGE = 1000
-_REVISIONS_PAGE = 100
 _ROWS_AT_ONCE = 50
 _ATTEMPTS = 12
 _MARK_SECONDS = 3 * 86_400
@@ -45,30 +33,21 @@ _log = structlog.get_logger()
 class Owner:
     """Walks what there is."""
 
-    def __init__(self, store: AgentStore, sessions: Sessions, runs: Runs, service: str) -> None:
-        """`service` signs this service's erasure receipts."""
+    def __init__(self, store: AgentStore, sessions: Sessions, runs: Runs) -> None:
+        """All of one process."""
         self._store = store
         self._sessions = sessions
         self._runs = runs
-        self._service = service
 
     async def users(self, request: api.ListUsersRequest) -> api.ListUsersResponse:
-        """List the users, at least one of the 256 documents at a time."""
-        size = paging.page_size(request.page_size, default=_USERS_PAGE, most=_USERS_PAGE)
-        bucket = int(paging.decode(request.page_token, "ListUsers").get("k", 0))
-        response = api.ListUsersResponse()
-        while bucket < USER_BUCKETS and len(response.user_ids) < size:
-            response.user_ids.extend(await self._store.users.bucket(bucket))
-            bucket += 1
-        if bucket < USER_BUCKETS:
-            response.next_page_token = paging.encode({"k": bucket}, "ListUsers")
-        return response
+        """List the users."""
+        return await self._store.users.list(request)
 
     async def revisions(self, request: api.ListRevisionsRequest) -> api.ListRevisionsResponse:
         """List a user's sessions with their revisions."""
         if not request.user_id:
             raise InvalidArgumentError({"user_id": "must be set"})
-        size = paging.page_size(request.page_size, default=_REVISIONS_PAGE, most=_REVISIONS_PAGE)
+        size = paging.page_size(request.page_size, default=REVISIONS_PAGE, most=REVISIONS_PAGE)
         scope = ("ListRevisions", request.user_id)
         cursor = paging.decode(request.page_token, *scope)
         index = await self._index(request.user_id)
@@ -96,19 +75,13 @@ class Owner:
 
     async def republish(self, request: api.RepublishEventsRequest) -> api.RepublishEventsResponse:
         """Publish the events of some revisions again."""
-        count = request.last_revision - request.first_revision + 1
-        if not 0 < count <= MAX_REPUBLISHED:
-            raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
         key = session_key(request.user_id, request.entity_id)
         document = await self._store.read(key, document_pb2.SessionDocument)
         if document is None or request.entity_type != ENTITY:
             raise NotFoundError(request.entity_type, request.entity_id)
-        published = 0
-        for reference in document.events:
-            if request.first_revision <= reference.revision <= request.last_revision:
-                row = await self._store.outbox.row(Number(reference.slot, reference.epoch, reference.number))
-                if row is not None:
-                    published += await self._store.outbox.publish_row(row)
+        published = await publish_again(
+            self._store.outbox, document.events, request.first_revision, request.last_revision
+        )
         return api.RepublishEventsResponse(published=published)
 
     async def _index(self, user_id: str) -> document_pb2.UserIndex:
@@ -116,25 +89,8 @@ class Owner:
 
     # -- erasure
 
-    async def on_user_erased(self, events: Sequence[TopicEvent]) -> list[Outcome]:
-        """Take away all that an erased user had, then report it."""
-        return [await self._guard(event) for event in events]
-
-    async def _guard(self, event: TopicEvent) -> Outcome:
-        try:
-            body = json.loads(event.data)
-            user_id, erasure_id = str(body["userId"]), str(body["data"]["erasureId"])
-        except (ValueError, KeyError, TypeError) as error:
-            _log.warning("event_not_readable", topic=event.topic, id=event.id, error=str(error))
-            return Outcome.DROP
-        try:
-            await self._erase(user_id, erasure_id)
-        except (GaggleError, CommitFailedError) as error:
-            _log.warning("event_put_off", topic=event.topic, id=event.id, error=str(error))
-            return Outcome.RETRY
-        return Outcome.SUCCESS
-
-    async def _erase(self, user_id: str, erasure_id: str) -> None:
+    async def empty(self, user_id: str) -> int:
+        """Close a user and take away all there is; gives how many sessions, turns and usage entries that were."""
         index = await self._close(user_id)
         items = 0
         conversations: set[str] = set()
@@ -148,7 +104,7 @@ class Owner:
                 items += await self._erase_session(user_id, session_id)
             if bucket != index.buckets:
                 await self._store.state.commit([Remove(index_key(user_id, bucket))])
-        await self._report(user_id, erasure_id, items)
+        return items
 
     async def _close(self, user_id: str) -> document_pb2.UserIndex:
         """Let nothing more be created."""
@@ -229,21 +185,3 @@ class Owner:
             return 1
 
         return await self._store.change([key], apply, confirm=[key])
-
-    async def _report(self, user_id: str, erasure_id: str, items: int) -> None:
-        payload = conversation_event_pb2.UserErasureCompletedEvent(
-            erasure_id=erasure_id, service=self._service, items=items
-        )
-        change = Change(
-            entity_type="user", entity_id=user_id, user_id=user_id, revision=0, incarnation=0, time=datetime.now(UTC)
-        )
-        events = build_events(
-            change,
-            {topics.USER_ERASURE_COMPLETED: json_format.MessageToDict(payload)},
-            id_prefix=f"{topics.USER_ERASURE_COMPLETED}.{erasure_id}.{self._service}",
-        )
-
-        def apply(transaction: Transaction) -> None:
-            transaction.events += events
-
-        await self._store.change([index_key(user_id)], apply)

@@ -7,24 +7,20 @@ from typing import Any
 from gaggle.agent.v1 import agent_service_pb2 as api
 from gaggle.agent.v1 import agent_service_pb2_grpc as api_grpc
 from gaggle.agent.v1 import session_pb2
-from gaggle.owner.v1 import owner_service_pb2 as owner_api
-from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from services.agent import validation
 from services.agent.chatting import Chats
 from services.agent.models.catalog import Catalog
-from services.agent.owning import Owner
 from services.agent.runs import unfinished_text
 from services.agent.sessions import Sessions
 from services.agent.store import AgentStore
 from services.agent.turns import ENDED, Turns, describe
 from services.agent.watching import Watcher
-from services.runtime.access import Access, only, user_or
+from services.runtime.access import Access, user_or
 from services.runtime.errors import InvalidArgumentError
 from services.runtime.identity import current_caller
 from services.runtime.validation import Violations
 
 AGENT_ACCESS: dict[str, Access] = {"*": user_or("recipe")}
-OWNER_ACCESS: dict[str, Access] = {"*": only("audit")}
 
 
 class AgentServicer(api_grpc.AgentServiceServicer):
@@ -145,26 +141,6 @@ class AgentServicer(api_grpc.AgentServiceServicer):
             for one in self._catalog.listed()
         ]
         return api.ListModelsResponse(models=models)
-
-
-class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
-    """Serves gaggle.owner.v1.EntityOwnerService."""
-
-    def __init__(self, owner: Owner) -> None:
-        """`owner` walks what there is."""
-        self._owner = owner
-
-    async def ListUsers(self, request: Any, context: Any) -> owner_api.ListUsersResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.users(request)
-
-    async def ListRevisions(self, request: Any, context: Any) -> owner_api.ListRevisionsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.revisions(request)
-
-    async def RepublishEvents(self, request: Any, context: Any) -> owner_api.RepublishEventsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.republish(request)
 
 
 def _user() -> str:

@@ -31,12 +31,11 @@ from services.runtime.callbacks import Outcome, TopicEvent
 from services.runtime.errors import ConflictError, GaggleError, InvalidArgumentError, NotFoundError
 from services.runtime.events import Change, build_events
 from services.runtime.ids import new_id
-from services.runtime.outbox import Number
+from services.runtime.owning import check_span, publish_again
 from services.runtime.requests import TTL_SECONDS
 from services.runtime.state import CommitFailedError, Item, Put
 from services.runtime.users import USER_BUCKETS
 
-MAX_REPUBLISHED = 1000
 _USERS_PAGE = 1000
 _REVISIONS_PAGE = 100
 _HEADS_AT_ONCE = 25
@@ -100,18 +99,13 @@ class Owner:
 
     async def republish(self, request: owner_api.RepublishEventsRequest) -> owner_api.RepublishEventsResponse:
         """Publish the events of some revisions again."""
-        count = request.last_revision - request.first_revision + 1
-        if not 0 < count <= MAX_REPUBLISHED:
-            raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
+        check_span(request.first_revision, request.last_revision)
         stored = await self._store.find(request.user_id, request.conversation_id)
         if stored is None:
             raise NotFoundError("conversation", request.conversation_id)
         wanted = range(request.first_revision, request.last_revision + 1)
-        published = 0
-        for reference in await self._references(request.user_id, stored.head, wanted):
-            row = await self._store.outbox.row(Number(reference.slot, reference.epoch, reference.number))
-            if row is not None:
-                published += await self._store.outbox.publish_row(row)
+        references = await self._references(request.user_id, stored.head, wanted)
+        published = await publish_again(self._store.outbox, references, request.first_revision, request.last_revision)
         return owner_api.RepublishEventsResponse(published=published)
 
     async def _references(

@@ -6,13 +6,15 @@ from services.extension.connections import Connections
 from services.extension.owning import Owner
 from services.extension.peers import Peers
 from services.extension.registry import WITHDRAWN, Registry
-from services.extension.servicer import EXTENSION_ACCESS, OWNER_ACCESS, ExtensionServicer, OwnerServicer
+from services.extension.servicer import EXTENSION_ACCESS, ExtensionServicer
 from services.extension.settings import ExtensionSettings
 from services.extension.store import ExtensionStore
 from services.extension.using import Use
 from services.runtime import topics
 from services.runtime.callbacks import Subscription
+from services.runtime.erasure import Erasure
 from services.runtime.ids import new_id
+from services.runtime.owning import OWNER_ACCESS, OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
 
@@ -24,7 +26,8 @@ def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
     connections = Connections(store, runtime.secret, settings, process)
     peers = Peers(process)
     use = Use(store, connections, peers, settings)
-    owner = Owner(store, registry, connections, runtime.name)
+    owner = Owner(store, registry, connections)
+    erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
     servicer = ExtensionServicer(store, registry, use, peers)
     dead = topics.dead_letter_topic(settings.app_id)
     owners = owner_service_pb2.DESCRIPTOR.services_by_name
@@ -33,7 +36,7 @@ def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
             Exposed(extension_service_pb2.DESCRIPTOR.services_by_name["ExtensionService"], servicer, EXTENSION_ACCESS),
             Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
-        subscriptions=[Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead)],
+        subscriptions=[Subscription(topics.USER_ERASED, erasure.take, dead_letter_topic=dead)],
         start=[runtime.outbox.start, connections.start],
         background=[connections.check_forever],
         stop=[use.close, connections.stop, peers.close],

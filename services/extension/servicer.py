@@ -6,16 +6,13 @@ from typing import Any
 
 from gaggle.extension.v1 import extension_service_pb2 as api
 from gaggle.extension.v1 import extension_service_pb2_grpc as api_grpc
-from gaggle.owner.v1 import owner_service_pb2 as owner_api
-from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from services.extension import validation
 from services.extension.domain import TYPES
-from services.extension.owning import Owner
 from services.extension.peers import Peers
 from services.extension.registry import Registry
 from services.extension.store import ExtensionStore
 from services.extension.using import Use
-from services.runtime.access import Access, only, user_or
+from services.runtime.access import Access, user_or
 from services.runtime.errors import TooLargeError
 from services.runtime.identity import current_caller
 from services.runtime.validation import Violations
@@ -33,8 +30,6 @@ EXTENSION_ACCESS: dict[str, Access] = {
     "CancelToolCall": user_or(*_WORKERS),
 }
 """Save for these, methods are for users' own clients."""
-
-OWNER_ACCESS: dict[str, Access] = {"*": only("audit")}
 
 
 class ExtensionServicer(api_grpc.ExtensionServiceServicer):
@@ -141,23 +136,3 @@ class ExtensionServicer(api_grpc.ExtensionServiceServicer):
         if request.WhichOneof("extension") == "name":
             return await self._store.named(current_caller().user_id, request.name)
         return str(request.extension_id)
-
-
-class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
-    """Serves gaggle.owner.v1.EntityOwnerService to the mesh's own services."""
-
-    def __init__(self, owner: Owner) -> None:
-        """`owner` walks the state."""
-        self._owner = owner
-
-    async def ListUsers(self, request: Any, context: Any) -> owner_api.ListUsersResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.users(request)
-
-    async def ListRevisions(self, request: Any, context: Any) -> owner_api.ListRevisionsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.revisions(request)
-
-    async def RepublishEvents(self, request: Any, context: Any) -> owner_api.RepublishEventsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.republish(request)

@@ -8,7 +8,7 @@ from services.notification.delivering import Delivery
 from services.notification.handlers import Events
 from services.notification.mail import Mailer
 from services.notification.metrics import NotificationMetrics
-from services.notification.owning import OWNER_ACCESS, Owner
+from services.notification.owning import Owner
 from services.notification.reading import Reader
 from services.notification.servicer import NOTIFICATION_ACCESS, NotificationServicer
 from services.notification.settings import NotificationSettings
@@ -19,6 +19,7 @@ from services.notification.webhook import Webhooks
 from services.notification.writing import Writer
 from services.runtime import topics
 from services.runtime.erasure import Erasure
+from services.runtime.owning import OWNER_ACCESS, OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
 
@@ -45,7 +46,7 @@ def build(runtime: Runtime, settings: NotificationSettings) -> Wiring:
     return Wiring(
         servicers=[
             Exposed(services["NotificationService"], servicer, NOTIFICATION_ACCESS),
-            Exposed(owners["EntityOwnerService"], owner, OWNER_ACCESS),
+            Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=events.subscriptions(topics.dead_letter_topic(settings.app_id)),
         start=[runtime.outbox.start, load_key],

@@ -12,10 +12,8 @@ from services.recipe.owning import Owner
 from services.recipe.repository import CONTENT_CLEAN_UP, Repository
 from services.recipe.servicer import (
     EXECUTION_ACCESS,
-    OWNER_ACCESS,
     RECIPE_ACCESS,
     ExecutionServicer,
-    OwnerServicer,
     RecipeServicer,
 )
 from services.recipe.settings import RecipeSettings
@@ -25,7 +23,9 @@ from services.recipe.workflow import Workflows
 from services.runtime import topics
 from services.runtime.callbacks import Subscription
 from services.runtime.entities import Entities
+from services.runtime.erasure import Erasure
 from services.runtime.invocation import Peer
+from services.runtime.owning import OWNER_ACCESS, OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 from services.runtime.users import Users
 
@@ -54,7 +54,8 @@ def build(runtime: Runtime, settings: RecipeSettings) -> Wiring:
     stepper = Stepper(executions, actions, settings)
     workflows = Workflows(runtime.sidecar, settings, executions, actions)
     executions.nudge = workflows.nudge
-    owner = Owner(users, repository, executions, runtime.name, workflows.nudge)
+    owner = Owner(users, repository, executions, workflows.nudge)
+    erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
     dead = topics.dead_letter_topic(settings.app_id)
     recipe_services = recipe_service_pb2.DESCRIPTOR.services_by_name
     execution_services = execution_service_pb2.DESCRIPTOR.services_by_name
@@ -67,7 +68,7 @@ def build(runtime: Runtime, settings: RecipeSettings) -> Wiring:
             Exposed(owner_services["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=[
-            Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead),
+            Subscription(topics.USER_ERASED, erasure.take, dead_letter_topic=dead),
             Subscription(topics.TOOL_EXECUTED, owner.on_tool_executed, dead_letter_topic=dead),
         ],
         start=[runtime.outbox.start, lambda: workflows.start(stepper)],

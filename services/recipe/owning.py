@@ -6,27 +6,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from google.protobuf import json_format
 
-from gaggle.conversation.v1 import event_pb2
 from gaggle.owner.v1 import owner_service_pb2 as owner_api
 from gaggle.recipe.state.v1 import document_pb2
 from gaggle.recipe.v1 import execution_service_pb2
 from gaggle.recipe.v1 import recipe_service_pb2 as api
-from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.recipe.executions import ENDED, Executions
 from services.recipe.repository import Repository
-from services.runtime import paging, topics
+from services.runtime import paging
 from services.runtime.callbacks import Outcome, TopicEvent
 from services.runtime.entities import TOMBSTONE_SECONDS, Entities
 from services.runtime.errors import GaggleError, InvalidArgumentError, NotFoundError
-from services.runtime.events import Change, build_events
+from services.runtime.owning import REVISIONS_PAGE
 from services.runtime.state import CommitFailedError, Remove
-from services.runtime.users import USER_BUCKETS, Users
+from services.runtime.users import Users
 
-MAX_REPUBLISHED = 1000
-_USERS_PAGE = 1000
-_REVISIONS_PAGE = 100
 _REMOVED_AT_ONCE = 50
 _log = structlog.get_logger()
 
@@ -36,12 +30,11 @@ Wake = Callable[[bytes], Awaitable[None]]
 class Owner:
     """Walks what there is."""
 
-    def __init__(self, users: Users, repository: Repository, executions: Executions, service: str, wake: Wake) -> None:
-        """`service` signs this service's erasure receipts; `wake` takes a serialized Nudge."""
+    def __init__(self, users: Users, repository: Repository, executions: Executions, wake: Wake) -> None:
+        """`wake` takes a serialized Nudge."""
         self._users = users
         self._repository = repository
         self._executions = executions
-        self._service = service
         self._wake = wake
         self._kinds: dict[str, Entities[Any]] = {
             "recipe": repository.entities,
@@ -51,22 +44,14 @@ class Owner:
     # -- for reconciliation and rebuild
 
     async def users(self, request: owner_api.ListUsersRequest) -> owner_api.ListUsersResponse:
-        """List the users, at least one of the 256 documents at a time."""
-        size = paging.page_size(request.page_size, default=_USERS_PAGE, most=_USERS_PAGE)
-        bucket = int(paging.decode(request.page_token, "ListUsers").get("k", 0))
-        response = owner_api.ListUsersResponse()
-        while bucket < USER_BUCKETS and len(response.user_ids) < size:
-            response.user_ids.extend(await self._users.bucket(bucket))
-            bucket += 1
-        if bucket < USER_BUCKETS:
-            response.next_page_token = paging.encode({"k": bucket}, "ListUsers")
-        return response
+        """List the users."""
+        return await self._users.list(request)
 
     async def revisions(self, request: owner_api.ListRevisionsRequest) -> owner_api.ListRevisionsResponse:
         """List a user's recipes, then the executions, with their revisions, tombstones included."""
         if not request.user_id:
             raise InvalidArgumentError({"user_id": "must be set"})
-        size = paging.page_size(request.page_size, default=_REVISIONS_PAGE, most=_REVISIONS_PAGE)
+        size = paging.page_size(request.page_size, default=REVISIONS_PAGE, most=REVISIONS_PAGE)
         scope = ("ListRevisions", request.user_id)
         cursor = paging.decode(request.page_token, *scope)
         names = list(self._kinds)
@@ -102,9 +87,6 @@ class Owner:
 
     async def republish(self, request: owner_api.RepublishEventsRequest) -> owner_api.RepublishEventsResponse:
         """Publish the events of some revisions again."""
-        count = request.last_revision - request.first_revision + 1
-        if not 0 < count <= MAX_REPUBLISHED:
-            raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
         entities = self._kinds.get(request.entity_type)
         if entities is None:
             raise InvalidArgumentError({"entity_type": f"must be one of {', '.join(self._kinds)}"})
@@ -114,10 +96,6 @@ class Owner:
         return owner_api.RepublishEventsResponse(published=published)
 
     # -- events
-
-    async def on_user_erased(self, events: Sequence[TopicEvent]) -> list[Outcome]:
-        """Take away all that an erased user had, then report it."""
-        return [await self._guard(event, self._erase) for event in events]
 
     async def on_tool_executed(self, events: Sequence[TopicEvent]) -> list[Outcome]:
         """Wake the execution that waited for a turn whose tool has been approved or denied."""
@@ -145,7 +123,8 @@ class Owner:
             work = document_pb2.Nudge(user_id=user_id, execution_id=waiting.execution_id)
             await self._wake(work.SerializeToString())
 
-    async def _erase(self, user_id: str, data: dict[str, Any]) -> None:
+    async def empty(self, user_id: str) -> int:
+        """Close a user and take away all there is; gives how many recipes and executions that were."""
         items = 0
         for entities in self._kinds.values():
             await entities.close(user_id)
@@ -158,15 +137,7 @@ class Owner:
             except NotFoundError:
                 continue
             items += 1
-        erasure_id = str(data["erasureId"])
-        payload = event_pb2.UserErasureCompletedEvent(erasure_id=erasure_id, service=self._service, items=items)
-        change = Change("user", user_id, user_id, revision=0, incarnation=0, time=datetime.now(UTC))
-        told = build_events(
-            change,
-            {topics.USER_ERASURE_COMPLETED: json_format.MessageToDict(payload)},
-            id_prefix=f"{topics.USER_ERASURE_COMPLETED}.{erasure_id}.{self._service}",
-        )
-        await self._repository.entities.outbox.commit([], runtime_pb2.OutboxRow(events=told))
+        return items
 
     async def _erase_execution(self, user_id: str, execution_id: str) -> int:
         head = await self._executions.entities.find(user_id, execution_id)

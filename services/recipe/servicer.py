@@ -3,17 +3,15 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from gaggle.recipe.v1 import execution_service_pb2 as execution_api
 from gaggle.recipe.v1 import execution_service_pb2_grpc as execution_grpc
 from gaggle.recipe.v1 import recipe_service_pb2 as api
 from gaggle.recipe.v1 import recipe_service_pb2_grpc as api_grpc
 from services.recipe import validation
 from services.recipe.executions import Executions
-from services.recipe.owning import Owner
 from services.recipe.repository import Repository
 from services.recipe.watching import Watcher
-from services.runtime.access import Access, only, user_or
+from services.runtime.access import Access, user_or
 from services.runtime.identity import current_caller
 from services.runtime.validation import Violations
 
@@ -25,7 +23,6 @@ RECIPE_ACCESS: dict[str, Access] = {
 
 
 EXECUTION_ACCESS: dict[str, Access] = {}
-OWNER_ACCESS: dict[str, Access] = {"*": only("audit")}
 
 
 class RecipeServicer(api_grpc.RecipeServiceServicer):
@@ -166,26 +163,6 @@ class ExecutionServicer(execution_grpc.ExecutionServiceServicer):
         validation.named("execution_id", request.execution_id).raise_if_any()
         async for response in self._watcher.watch(_user(), request):
             yield response
-
-
-class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
-    """Serves gaggle.owner.v1.EntityOwnerService to the mesh's own services."""
-
-    def __init__(self, owner: Owner) -> None:
-        """`owner` walks the state."""
-        self._owner = owner
-
-    async def ListUsers(self, request: Any, context: Any) -> Any:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.users(request)
-
-    async def ListRevisions(self, request: Any, context: Any) -> Any:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.revisions(request)
-
-    async def RepublishEvents(self, request: Any, context: Any) -> Any:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.republish(request)
 
 
 def _new(request: Any) -> Violations:

@@ -10,7 +10,7 @@ from services.reminder.firing import Firing
 from services.reminder.following import Following
 from services.reminder.index import UserIndex
 from services.reminder.metrics import ReminderMetrics
-from services.reminder.owning import OWNER_ACCESS, Owner
+from services.reminder.owning import Owner
 from services.reminder.reading import Reader
 from services.reminder.servicer import REMINDER_ACCESS, ReminderServicer
 from services.reminder.settings import ReminderSettings
@@ -23,6 +23,7 @@ from services.runtime.callbacks import Subscription
 from services.runtime.erasure import Erasure
 from services.runtime.invocation import Peer
 from services.runtime.jobs import Jobs
+from services.runtime.owning import OWNER_ACCESS, OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
 
@@ -59,7 +60,7 @@ def build(runtime: Runtime, settings: ReminderSettings) -> Wiring:
     return Wiring(
         servicers=[
             Exposed(services["ReminderService"], servicer, REMINDER_ACCESS),
-            Exposed(owners["EntityOwnerService"], owner, OWNER_ACCESS),
+            Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=[
             Subscription(topics.TASK_EVENTS, following.on_task_events, dead_letter_topic=dead),

@@ -1,36 +1,30 @@
 """What the owner of reminders does for the mesh: revisions, events told again, erasure."""
 
-from typing import Any
-
 from gaggle.owner.v1 import owner_service_pb2 as api
-from gaggle.owner.v1 import owner_service_pb2_grpc as api_grpc
 from services.reminder.store import ReminderStore
 from services.runtime import paging
-from services.runtime.access import Access, only
 from services.runtime.errors import ConflictError, InvalidArgumentError, NotFoundError
-from services.runtime.outbox import Number
+from services.runtime.owning import publish_again
 from services.runtime.state import CommitFailedError
 
-OWNER_ACCESS: dict[str, Access] = {"*": only("audit")}
 ENTITY = "reminder"
-MAX_REPUBLISHED = 1000
 _REVISIONS_PAGE = 100
 _ATTEMPTS = 12
 
 
-class Owner(api_grpc.EntityOwnerServiceServicer):
-    """Serves gaggle.owner.v1.EntityOwnerService. The entity is all reminders of a task, by the task's id."""
+class Owner:
+    """Walks what there is. The entity is all reminders of a task, by the task's id."""
 
     def __init__(self, store: ReminderStore) -> None:
         """`store` has the reminders."""
         self._store = store
 
-    async def ListUsers(self, request: Any, context: Any) -> api.ListUsersResponse:  # noqa: ARG002, N802
-        """See the contract."""
+    async def users(self, request: api.ListUsersRequest) -> api.ListUsersResponse:
+        """List the users."""
         return await self._store.index.users.list(request)
 
-    async def ListRevisions(self, request: Any, context: Any) -> api.ListRevisionsResponse:  # noqa: ARG002, N802
-        """See the contract."""
+    async def revisions(self, request: api.ListRevisionsRequest) -> api.ListRevisionsResponse:
+        """List what a user has, with its revision."""
         if not request.user_id:
             raise InvalidArgumentError({"user_id": "must be set"})
         size = paging.page_size(request.page_size, default=_REVISIONS_PAGE, most=_REVISIONS_PAGE)
@@ -57,20 +51,14 @@ class Owner(api_grpc.EntityOwnerServiceServicer):
                 )
         return response
 
-    async def RepublishEvents(self, request: Any, context: Any) -> api.RepublishEventsResponse:  # noqa: ARG002, N802
-        """See the contract. References to the newest 64 revisions are kept."""
-        count = request.last_revision - request.first_revision + 1
-        if not 0 < count <= MAX_REPUBLISHED:
-            raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
+    async def republish(self, request: api.RepublishEventsRequest) -> api.RepublishEventsResponse:
+        """Publish the events of some revisions again. References to the newest 64 revisions are kept."""
         document = await self._store.find(request.user_id, request.entity_id)
         if document is None or request.entity_type not in ("", ENTITY):
             raise NotFoundError(request.entity_type or ENTITY, request.entity_id)
-        published = 0
-        for one in document.events:
-            if request.first_revision <= one.revision <= request.last_revision:
-                row = await self._store.outbox.row(Number(one.slot, one.epoch, one.number))
-                if row is not None:
-                    published += await self._store.outbox.publish_row(row)
+        published = await publish_again(
+            self._store.outbox, document.events, request.first_revision, request.last_revision
+        )
         return api.RepublishEventsResponse(published=published)
 
     async def empty(self, user_id: str) -> int:

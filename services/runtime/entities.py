@@ -23,7 +23,8 @@ from services.runtime.call import trace_metadata
 from services.runtime.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
-from services.runtime.outbox import Number, Outbox
+from services.runtime.outbox import Outbox
+from services.runtime.owning import publish_again
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
 from services.runtime.users import Users
@@ -375,13 +376,7 @@ class Entities(Generic[H]):
         head: Any = await self.find(user_id, entity_id)
         if head is None:
             raise NotFoundError(self.kind, entity_id)
-        published = 0
-        for reference in head.entity.events:
-            if first <= reference.revision <= last:
-                row = await self.outbox.row(Number(reference.slot, reference.epoch, reference.number))
-                if row is not None:
-                    published += await self.outbox.publish_row(row)
-        return published
+        return await publish_again(self.outbox, head.entity.events, first, last)
 
     async def close(self, user_id: str) -> None:
         """Let nothing more be created for a user. Raises ConflictError."""

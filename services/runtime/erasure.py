@@ -19,7 +19,7 @@ from services.runtime.errors import ConflictError, GaggleError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
 from services.runtime.outbox import Outbox
-from services.runtime.state import Put, StateStore
+from services.runtime.state import CommitFailedError, Put, StateStore
 
 _log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class Erasure:
             return Outcome.DROP
         try:
             await self._erase(user_id, erasure_id)
-        except GaggleError as error:
+        except (GaggleError, CommitFailedError) as error:
             _log.warning("event_put_off", topic=event.topic, id=event.id, error=str(error))
             return Outcome.RETRY
         return Outcome.SUCCESS

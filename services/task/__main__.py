@@ -7,6 +7,7 @@ from services.runtime import topics
 from services.runtime.callbacks import Subscription
 from services.runtime.erasure import Erasure
 from services.runtime.invocation import Peer
+from services.runtime.owning import OwnerServicer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 from services.task.index import Indexes
 from services.task.owning import Owner
@@ -17,7 +18,6 @@ from services.task.servicer import (
     OWNER_ACCESS,
     TASK_ACCESS,
     OccurrenceServicer,
-    OwnerServicer,
     TaskServicer,
 )
 from services.task.settings import TaskSettings

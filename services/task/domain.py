@@ -6,7 +6,7 @@ the rule's times this one is, and, once this one was changed for itself alone, t
 
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -258,11 +258,6 @@ def refer(document: document_pb2.TaskDocument, reference: runtime_pb2.EventRefer
     """Note which outbox row tells of the task's revision."""
     document.events.append(reference)
     del document.events[:-EVENT_REFERENCES]
-
-
-def references(document: document_pb2.TaskDocument, first: int, last: int) -> Sequence[runtime_pb2.EventReference]:
-    """Give the outbox rows that tell of revisions first..last."""
-    return [one for one in document.events if first <= one.revision <= last]
 
 
 def tombstone(document: document_pb2.TaskDocument, now: datetime) -> document_pb2.TaskDocument:

@@ -7,13 +7,11 @@ from gaggle.task.state.v1 import document_pb2
 from gaggle.task.v1 import task_service_pb2 as api
 from services.runtime import paging
 from services.runtime.errors import InvalidArgumentError, NotFoundError
-from services.runtime.outbox import Number
-from services.task import domain
+from services.runtime.owning import publish_again
 from services.task.index import COMPLETED, DELETED, OPEN, Indexes
 from services.task.store import ENTITY, TaskStore
 from services.task.writing import Writer
 
-MAX_REPUBLISHED = 1000
 _REVISIONS_PAGE = 100
 _AT_ONCE = 50
 _ORDER = (OPEN, COMPLETED, DELETED)
@@ -69,17 +67,12 @@ class Owner:
 
     async def republish(self, request: owner_api.RepublishEventsRequest) -> owner_api.RepublishEventsResponse:
         """Publish the events of some revisions again."""
-        count = request.last_revision - request.first_revision + 1
-        if not 0 < count <= MAX_REPUBLISHED:
-            raise InvalidArgumentError({"last_revision": f"at most {MAX_REPUBLISHED} revisions at once"})
         stored = await self._store.find(request.user_id, request.entity_id)
         if request.entity_type != ENTITY or stored is None:
             raise NotFoundError(request.entity_type, request.entity_id)
-        published = 0
-        for one in domain.references(stored.document, request.first_revision, request.last_revision):
-            row = await self._store.outbox.row(Number(one.slot, one.epoch, one.number))
-            if row is not None:
-                published += await self._store.outbox.publish_row(row)
+        published = await publish_again(
+            self._store.outbox, stored.document.events, request.first_revision, request.last_revision
+        )
         return owner_api.RepublishEventsResponse(published=published)
 
     async def empty(self, user_id: str) -> int:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from gaggle.owner.v1 import owner_service_pb2 as owner_api
-from gaggle.owner.v1 import owner_service_pb2_grpc as owner_grpc
 from gaggle.task.v1 import occurrence_service_pb2 as occurrence_api
 from gaggle.task.v1 import occurrence_service_pb2_grpc as occurrence_grpc
 from gaggle.task.v1 import task_service_pb2 as api
@@ -13,7 +11,6 @@ from services.runtime.identity import current_caller
 from services.runtime.times import sensible
 from services.task import domain, validation
 from services.task.index import Indexes
-from services.task.owning import Owner
 from services.task.reading import Reader
 from services.task.store import TaskStore
 from services.task.validation import named
@@ -98,26 +95,6 @@ class OccurrenceServicer(occurrence_grpc.OccurrenceServiceServicer):
             violations.check(ok=ok, field="next.occurrence_time", what="must be a time from 1900 to 2400")
         violations.raise_if_any()
         return await self._writer.continue_series(_user(), request)
-
-
-class OwnerServicer(owner_grpc.EntityOwnerServiceServicer):
-    """Serves gaggle.owner.v1.EntityOwnerService to the mesh's own services."""
-
-    def __init__(self, owner: Owner) -> None:
-        """`owner` walks the state."""
-        self._owner = owner
-
-    async def ListUsers(self, request: Any, context: Any) -> owner_api.ListUsersResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.users(request)
-
-    async def ListRevisions(self, request: Any, context: Any) -> owner_api.ListRevisionsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.revisions(request)
-
-    async def RepublishEvents(self, request: Any, context: Any) -> owner_api.RepublishEventsResponse:  # noqa: ARG002
-        """See the contract."""
-        return await self._owner.republish(request)
 
 
 def _user() -> str:

@@ -9,6 +9,7 @@ from gaggle.owner.v1 import owner_service_pb2 as owner_api
 from services.reminder.domain import Edit
 from services.reminder.owning import Owner
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.runtime.owning import OwnerServicer
 from tests.reminder.assembled import START, USER, Assembled, assembled
 from tests.runtime.memory import settled
 
@@ -24,7 +25,7 @@ async def _revisions(owner: Owner, size: int) -> dict[str, int]:
     found: dict[str, int] = {}
     request = owner_api.ListRevisionsRequest(user_id=USER, page_size=size)
     while True:
-        page = await owner.ListRevisions(request, None)
+        page = await owner.revisions(request)
         for one in page.revisions:
             assert one.entity_type == "reminder"
             assert one.entity_id not in found
@@ -44,7 +45,7 @@ async def test_revisions_have_their_events(service: Assembled) -> None:
     # A new title concerns reminders too, but makes no revision, since nobody is told.
     await service.task("t4", due, 60, 120)
     assert await _revisions(owner, 3) == {f"t{number}": 2 if number == 3 else 1 for number in range(7)}
-    users = await owner.ListUsers(owner_api.ListUsersRequest(), None)
+    users = await owner.users(owner_api.ListUsersRequest())
     assert list(users.user_ids) == [USER]
 
     await settled(lambda: len(service.broker.published) == 16)
@@ -52,7 +53,7 @@ async def test_revisions_have_their_events(service: Assembled) -> None:
     request = owner_api.RepublishEventsRequest(
         user_id=USER, entity_type="reminder", entity_id="t3", first_revision=1, last_revision=2
     )
-    assert (await owner.RepublishEvents(request, None)).published == 4
+    assert (await owner.republish(request)).published == 4
     again = service.broker.published[len(told) :]
     assert len(again) == 4
     assert all(one in told for one in again)
@@ -62,13 +63,13 @@ async def test_refusals(service: Assembled) -> None:
     """No user, too many revisions at once, no such task."""
     owner = Owner(service.store)
     with pytest.raises(InvalidArgumentError):
-        await owner.ListRevisions(owner_api.ListRevisionsRequest(), None)
+        await owner.revisions(owner_api.ListRevisionsRequest())
     request = owner_api.RepublishEventsRequest(user_id=USER, entity_id="t", first_revision=1, last_revision=1001)
     with pytest.raises(InvalidArgumentError):
-        await owner.RepublishEvents(request, None)
+        await OwnerServicer(owner).RepublishEvents(request, None)
     request.last_revision = 1
     with pytest.raises(NotFoundError):
-        await owner.RepublishEvents(request, None)
+        await owner.republish(request)
 
 
 async def test_erasure(service: Assembled) -> None:

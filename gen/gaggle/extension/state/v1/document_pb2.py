@@ -27,7 +27,7 @@ from gaggle.runtime.state.v1 import document_pb2 as gaggle_dot_runtime_dot_state
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gaggle/extension/state/v1/document.proto\x12\x19gaggle.extension.state.v1\x1a#gaggle/extension/v1/extension.proto\x1a&gaggle/runtime/state/v1/document.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x02\n\x04Head\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.gaggle.extension.state.v1.Registration\x12\x33\n\nconnection\x18\x03 \x01(\x0b\x32\x1f.gaggle.extension.v1.Connection\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\r\x12\x37\n\x06\x65vents\x18\x06 \x03(\x0b\x32\'.gaggle.runtime.state.v1.EventReference\x12/\n\x0b\x64\x65lete_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe5\x01\n\x0cRegistration\x12\x34\n\x06\x63onfig\x18\x01 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfig\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\x04\"8\n\x04Post\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\t\"\x87\x01\n\tUserIndex\x12\x36\n\x07\x65ntries\x18\x01 \x03(\x0b\x32%.gaggle.extension.state.v1.IndexEntry\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nerasure_id\x18\x03 \x01(\t\"\x91\x01\n\nIndexEntry\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"p\n\nWithdrawal\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.gaggle.extension.state.v1.Registration\x12\r\n\x05\x63\x61use\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gaggle/extension/state/v1/document.proto\x12\x19gaggle.extension.state.v1\x1a#gaggle/extension/v1/extension.proto\x1a&gaggle/runtime/state/v1/document.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x02\n\x04Head\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.gaggle.extension.state.v1.Registration\x12\x33\n\nconnection\x18\x03 \x01(\x0b\x32\x1f.gaggle.extension.v1.Connection\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\r\x12\x37\n\x06\x65vents\x18\x06 \x03(\x0b\x32\'.gaggle.runtime.state.v1.EventReference\x12/\n\x0b\x64\x65lete_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe5\x01\n\x0cRegistration\x12\x34\n\x06\x63onfig\x18\x01 \x01(\x0b\x32$.gaggle.extension.v1.ExtensionConfig\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\x04\"8\n\x04Post\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\t\"s\n\tUserIndex\x12\x36\n\x07\x65ntries\x18\x01 \x03(\x0b\x32%.gaggle.extension.state.v1.IndexEntry\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x91\x01\n\nIndexEntry\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"p\n\nWithdrawal\x12\x14\n\x0c\x65xtension_id\x18\x01 \x01(\t\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.gaggle.extension.state.v1.Registration\x12\r\n\x05\x63\x61use\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRATION']._serialized_end=703
   _globals['_POST']._serialized_start=705
   _globals['_POST']._serialized_end=761
-  _globals['_USERINDEX']._serialized_start=764
-  _globals['_USERINDEX']._serialized_end=899
-  _globals['_INDEXENTRY']._serialized_start=902
-  _globals['_INDEXENTRY']._serialized_end=1047
-  _globals['_WITHDRAWAL']._serialized_start=1049
-  _globals['_WITHDRAWAL']._serialized_end=1161
+  _globals['_USERINDEX']._serialized_start=763
+  _globals['_USERINDEX']._serialized_end=878
+  _globals['_INDEXENTRY']._serialized_start=881
+  _globals['_INDEXENTRY']._serialized_end=1026
+  _globals['_WITHDRAWAL']._serialized_start=1028
+  _globals['_WITHDRAWAL']._serialized_end=1140
 # @@protoc_insertion_point(module_scope)

@@ -155,9 +155,6 @@ class UserIndex(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     ERASE_TIME_FIELD_NUMBER: _builtins.int
-    ERASURE_ID_FIELD_NUMBER: _builtins.int
-    erasure_id: _builtins.str
-    """The erasure that was reported as done."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]: ...
     @_builtins.property
@@ -169,11 +166,10 @@ class UserIndex(_message.Message):
         *,
         entries: _abc.Iterable[Global___IndexEntry] | None = ...,
         erase_time: _timestamp_pb2.Timestamp | None = ...,
-        erasure_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "erase_time", b"erase_time", "erasure_id", b"erasure_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "erase_time", b"erase_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
