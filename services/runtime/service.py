@@ -93,6 +93,9 @@ class Wiring:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run from then on, until cancelled."""
 
+    drain: Sequence[Callable[[], Awaitable[None]]] = ()
+    """Run when the process is asked to stop, before running calls are waited for: ends streams that would not end."""
+
     stop: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run at the end, after the last call."""
 
@@ -237,6 +240,8 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         starting.cancel()
         waiting.cancel()
         await health_servicer.enter_graceful_shutdown()
+        for let_go in wiring.drain:
+            await let_go()
         await server.stop(settings.drain_seconds)
         for task in background:
             task.cancel()
