@@ -18,7 +18,9 @@ _SILENCE_SECONDS = 60.0
 """A stream that has nothing to say says so every 20 seconds; one that does not has died unnoticed."""
 
 
-async def watch(client: Client, request: pb.WatchRequest, *, patience_seconds: float) -> AsyncIterator[pb.WatchResponse]:
+async def watch(
+    client: Client, request: pb.WatchRequest, *, patience_seconds: float
+) -> AsyncIterator[pb.WatchResponse]:
     """Everything from `request.after_position` on, each event once; never ends by itself.
 
     Raises:

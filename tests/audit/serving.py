@@ -150,7 +150,8 @@ async def serving(database: Database) -> AsyncIterator[Served]:
     key = OKPKey.generate_key("Ed25519", {"kid": "issuer"})
     sync_key = OKPKey.generate_key("Ed25519", {"kid": "sync"})
     signer, sync_signer = (
-        TokenSigner(json.dumps(one.as_dict(private=True)), issuer="gaggle", audience="gaggle") for one in (key, sync_key)
+        TokenSigner(json.dumps(one.as_dict(private=True)), issuer="gaggle", audience="gaggle")
+        for one in (key, sync_key)
     )
     binding, broker, owner, metrics = BindingStandIn(database), Broker(), OwnerStandIn(), Metrics()
     store = AuditStore(binding, "readmodel", index_delay_seconds=0)

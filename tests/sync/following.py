@@ -79,9 +79,7 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(
-    mesh: Mesh, user: str, replicas: Sequence[int] = (0,), **wanted: Any
-) -> AsyncIterator[Follower]:
+async def following(mesh: Mesh, user: str, replicas: Sequence[int] = (0,), **wanted: Any) -> AsyncIterator[Follower]:
     """Follow a user's events in the background of a test."""
     follower = Follower(mesh, user, replicas, **wanted)
     running = asyncio.create_task(follower.run())

@@ -40,9 +40,7 @@ class _Replica:
     def __init__(self, log: MemoryLog, *, heartbeat_seconds: float = 60.0) -> None:
         self.log = log
         self.hub = Hub(max_clients=100, max_clients_per_user=_EACH_USER, pending_events=_PENDING)
-        self.watcher = Watcher(
-            self.hub, log, SyncMetrics(Metrics().registry), heartbeat_seconds=heartbeat_seconds
-        )
+        self.watcher = Watcher(self.hub, log, SyncMetrics(Metrics().registry), heartbeat_seconds=heartbeat_seconds)
         self.feeding = asyncio.create_task(Feed(log, self.hub).run())
 
     @contextmanager
