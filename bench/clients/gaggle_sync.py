@@ -125,6 +125,7 @@ async def connect(spec: Spec) -> AsyncIterator[Clients]:
     """Connect."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    tokens = await asyncio.to_thread(Path(spec.tokens).read_text)
     async with contextlib.AsyncExitStack() as held:
         task = await held.enter_async_context(grpc.aio.insecure_channel(spec.task))
         # Each with a connection of its own.
@@ -133,4 +134,4 @@ async def connect(spec: Spec) -> AsyncIterator[Clients]:
             await held.enter_async_context(grpc.aio.insecure_channel(spec.sync, options=options))
             for _ in range(_CHANNELS)
         ]
-        yield Clients(spec, json.loads(Path(spec.tokens).read_text()), task, channels)
+        yield Clients(spec, json.loads(tokens), task, channels)

@@ -151,7 +151,7 @@ class _Session:
                 await self._serve()
         except GaggleError as error:
             await self._end(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the one place where all of them are mapped
             _log.exception("unforeseen", method=PATH, trace_id=self.trace_id)
             unforeseen = GaggleError(
                 f"an internal fault; the operator's log has it under trace {self.trace_id}",
@@ -251,6 +251,6 @@ class _Server(uvicorn.Server):
     """A uvicorn that leaves signals to the process."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """See uvicorn.Server."""
         yield

@@ -98,7 +98,8 @@ class Watch:
         position = await self._hub.begun(_BEGIN_SECONDS)
         if self._after is not None:
             position = self._after
-            async for position, entry in self._missed(position):
+            async for reached, entry in self._missed(position):
+                position = reached
                 if entry is not None:
                     yield Step(position, entry)
                     self._delivered.inc()

@@ -275,7 +275,7 @@ async def test_a_watcher_wakes_for_this_process_and_for_others(served: Served) -
 
 
 async def test_the_log_is_followed_whole_and_read_by_user(served: Served) -> None:
-    """The sync service follows everybody's events and reads one user's in pages; a position beyond the end is refused."""
+    """Sync follows everybody's events and reads one user's in pages; a position beyond the end is refused."""
     ann, bob = fresh_user(), fresh_user()
     stream = served.log_stub.FollowLog(log_api.FollowLogRequest(), metadata=served.as_sync("sync"), timeout=_WITHIN)
     begin = await stream.read()

@@ -1,5 +1,6 @@
 """Bad input of both ways, with the exact answer to each; nothing of it opens a stream."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -105,8 +106,9 @@ async def test_a_bad_later_frame(
 async def test_a_frame_over_the_limit(served: Served) -> None:
     """A frame of more than 64 KiB is not read to its end: 1009, as RFC 6455 has it."""
     async with served.socket() as socket:
-        with pytest.raises(ConnectionClosed):
+        with contextlib.suppress(ConnectionClosed):
             await socket.connection.send(json.dumps({"token": "x" * 70_000}))
+        with pytest.raises(ConnectionClosed):
             await socket.connection.recv()
         assert socket.connection.close_code == 1009
 
@@ -130,7 +132,7 @@ async def test_malformed_bytes(served: Served) -> None:
     """Bytes that are no request, and text that is not UTF-8, are answered so."""
     # The stub's channel, with bytes in place of a request.
     for data in (b"\xff\xff\xff", b"\x12\x02\xff\xfe"):
-        method = served.channel.unary_stream("/gaggle.sync.v1.SyncService/Watch")
+        method: Any = served.channel.unary_stream("/gaggle.sync.v1.SyncService/Watch")
         code, reason, _ = await _refusal(method(data, metadata=served.as_user("ann"), timeout=WITHIN))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
 
@@ -143,8 +145,7 @@ async def test_nobody(served: Served) -> None:
 
 async def _refusal(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for response in call:
-            assert not response, "a stream was opened"
+        await call.read()
     status = rpc_status.from_call(caught.value)
     assert status is not None
     reason, fields = "", set()
