@@ -218,8 +218,8 @@ async def serving(**settings: Any) -> AsyncIterator[Served]:
     service = sync_service_pb2.DESCRIPTOR.services_by_name["SyncService"]
     server, _ = make_server(pipeline, [Exposed(service, servicer, SYNC_ACCESS)])
     port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
     await gateway.listen()
+    await server.start()
     work = [asyncio.create_task(Feed(log, hub).run()), asyncio.create_task(gateway.serve())]
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
