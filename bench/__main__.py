@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.ghz import Failed
-from bench.plan import CASES, CLIENTS, FULL, QUICK, REMINDERS, SESSIONS, Cell, Pace, cells
+from bench.plan import CASES, CLIENTS, FULL, QUICK, REMINDERS, SESSIONS, SYNC, Cell, Pace, cells
 from bench.report import results_table, rows_of, write, write_into_readme
 from bench.runner import run
 from bench.targets import RESULTS, Results, checks, table
@@ -72,7 +72,8 @@ def main(
 
 
 def _rounds(cell: Cell, pace: Pace) -> int:
-    return {SESSIONS: pace.session_rounds, REMINDERS: pace.reminder_rounds}.get(cell.case, pace.rounds)
+    own = {SESSIONS: pace.session_rounds, REMINDERS: pace.reminder_rounds, SYNC: pace.sync_rounds}
+    return own.get(cell.case, pace.rounds)
 
 
 if __name__ == "__main__":

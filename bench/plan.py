@@ -9,8 +9,9 @@ SESSIONS = "sessions1000"
 EVENT = "event"
 EVENTS = "events"
 REMINDERS = "reminders1000"
+SYNC = "sync1000"
 TOOLCALL = "toolcall"
-CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, TOOLCALL)
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, SYNC, TOOLCALL)
 
 BROKERS = ("local", "rabbitmq", "kafka", "kafka-cloud")
 """Component sets, each with a broker of its own."""
@@ -47,6 +48,8 @@ HISTORIES = (50, 1_000, 10_000)
 PEER_HISTORIES = (50, 1_000)
 SESSION_COUNT = 1_000
 REMINDER_COUNT = 1_000
+SYNC_CLIENTS = 1_000
+SYNC_PER_SECOND = 100
 TOOL_CALLERS = (1, 8)
 """A connection takes 16 calls at once."""
 BURST_CALLERS = 32
@@ -81,6 +84,11 @@ class Pace:
     reminder_count: int
     reminder_seconds: float
     """Within which so many reminders come due, in each round of theirs."""
+
+    sync_rounds: int
+    sync_seconds: float
+    """For which a hundred events a second find their clients, in each round of theirs."""
+
     burst: int
     """Events published at once on each broker, in each of `rounds`."""
 
@@ -101,6 +109,8 @@ FULL = Pace(
     reminder_rounds=1,
     reminder_count=REMINDER_COUNT,
     reminder_seconds=60.0,
+    sync_rounds=1,
+    sync_seconds=30.0,
     burst=2000,
     budget_seconds=600.0,
     pools={50: SESSION_COUNT, 1_000: 64, 10_000: 32},
@@ -115,6 +125,8 @@ QUICK = Pace(
     reminder_rounds=1,
     reminder_count=100,
     reminder_seconds=6.0,
+    sync_rounds=1,
+    sync_seconds=5.0,
     burst=500,
     budget_seconds=90.0,
     pools={50: SESSION_COUNT, 1_000: 32, 10_000: 4},
@@ -132,6 +144,7 @@ def cells(only_cases: Collection[str] = (), only_systems: Collection[str] = ()) 
 
 def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(REMINDERS, "gaggle", REMINDER_COUNT, 0)
+    yield from (Cell(SYNC, system, SYNC_CLIENTS, 0) for system in ("gaggle", "gaggle-python"))
     yield Cell(EVENT, "gaggle", 1, 50)
     tools = ("mcp-sdk", "gaggle", "gaggle-mesh")
     yield from (Cell(TOOLCALL, system, callers, 0) for callers in TOOL_CALLERS for system in tools)

@@ -11,7 +11,21 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.plan import APPEND, CASES, CLIENTS, EVENT, LIST, PEERS, REMINDERS, STUB, SUBSCRIBER, TOOLCALL, Cell, Pace
+from bench.plan import (
+    APPEND,
+    CASES,
+    CLIENTS,
+    EVENT,
+    LIST,
+    PEERS,
+    REMINDERS,
+    STUB,
+    SUBSCRIBER,
+    SYNC,
+    TOOLCALL,
+    Cell,
+    Pace,
+)
 from bench.stats import Round, summarise
 from bench.targets import Check, verdict
 
@@ -157,7 +171,7 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _client(row: Mapping[str, Any]) -> str:
-    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, TOOLCALL: STUB}
+    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, SYNC: SUBSCRIBER, TOOLCALL: STUB}
     return others.get(row["case"]) or CLIENTS[row["system"]]
 
 

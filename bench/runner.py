@@ -33,6 +33,9 @@ from bench.plan import (
     SESSION_COUNT,
     SESSIONS,
     STUB,
+    SYNC,
+    SYNC_CLIENTS,
+    SYNC_PER_SECOND,
     TOOLCALL,
     Cell,
     Pace,
@@ -54,6 +57,7 @@ _PREPARE_SECONDS = 180.0
 _MEASURE_SECONDS = 60.0
 _START_SECONDS = 30.0
 _REMINDERS_SECONDS = 240.0
+_SYNC_SECONDS = 180.0
 _RAW_KEYS = 64
 _SETTINGS = {"GAGGLE_STDIO_COMMANDS": shlex.join((sys.executable, str(Path(__file__).parent / "tool_server.py")))}
 
@@ -67,8 +71,11 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     reminders = [cell for cell in cells if cell.case == REMINDERS]
     if reminders:
         _reminders(reminders, pace, tell, done, samples)
+    sync = [cell for cell in cells if cell.case == SYNC]
+    if sync:
+        _sync(sync, pace, tell, done, samples)
     _measure_brokers(samples, pace, tell, done)
-    others = [cell for cell in cells if cell.case not in {REMINDERS, EVENTS}]
+    others = [cell for cell in cells if cell.case not in {REMINDERS, SYNC, EVENTS}]
     if others:
         _all_others(others, pace, console, tell, done, samples)
     return samples
@@ -147,6 +154,43 @@ def _reminders(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Ce
             for cell in cells:
                 tell(f"round {number} of {pace.reminder_rounds}: {cell}")
                 answer = worker.ask("reminders", _REMINDERS_SECONDS, system="gaggle-reminders", **asked)
+                samples[cell].append(Round(**answer))
+                done(cell)
+
+
+def _sync(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Cell], None], samples: Samples) -> None:
+    """Measure streams of many clients, on a mesh of the services on an event's way to them. Raises Failed."""
+    with contextlib.ExitStack() as held:
+        work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
+        tell("starting the mesh of tasks, the log and sync")
+        started = held.enter_context(mesh(work / "mesh", ("audit", "task", "sync"), {}))
+        data = DataDirectory.at(started.data)
+        tokens = [sign_token(data, f"bench-{number}", ttl_seconds=24 * 3600) for number in range(SYNC_CLIENTS)]
+        (work / "tokens.json").write_text(json.dumps(tokens))
+        sync = started.services["sync"]
+        spec = Spec(
+            database_url=started.database_url,
+            sidecar_grpc="",
+            sidecar_http="",
+            store=_STORE,
+            pubsub="pubsub",
+            service="",
+            token="",
+            document="",
+            pools={},
+            task=started.services["task"].address,
+            sync=sync.address,
+            sync_url=f"ws://{sync.replicas[0].http}/ws",
+            tokens=str(work / "tokens.json"),
+        )
+        (work / "spec.json").write_text(json.dumps(asdict(spec)))
+        worker = _worker(held, work, Path(sys.executable), "sync")
+        asked: dict[str, Any] = {"clients": SYNC_CLIENTS, "per_second": SYNC_PER_SECOND, "seconds": pace.sync_seconds}
+        for number in range(1, pace.sync_rounds + 1):
+            for cell in cells:
+                tell(f"round {number} of {pace.sync_rounds}: {cell}")
+                sockets = cell.system == "gaggle"
+                answer = worker.ask("sync", _SYNC_SECONDS, system="gaggle-sync", sockets=sockets, **asked)
                 samples[cell].append(Round(**answer))
                 done(cell)
 

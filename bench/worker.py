@@ -27,6 +27,7 @@ _MODULES = {
     "langgraph-postgres": "langgraph_postgres",
     "gaggle-python": "gaggle_stub",
     "gaggle-reminders": "gaggle_reminders",
+    "gaggle-sync": "gaggle_sync",
 }
 
 

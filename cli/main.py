@@ -18,6 +18,7 @@ from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
 from cli.tasks.commands import app as tasks_app
+from cli.watch import commands as watch_command
 
 app = typer.Typer(
     name="gaggle",
@@ -40,6 +41,7 @@ app.add_typer(conversations_app, name="conversations")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(reminders_app, name="reminders")
 app.add_typer(notifications_app, name="notifications")
+watch_command.register(app)
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")

@@ -36,6 +36,14 @@ class Spec:
     task: str = ""
     reminder: str = ""
     """Where the mesh has them: the task service and the reminder service themselves."""
+
+    sync: str = ""
+    sync_url: str = ""
+    """The sync service itself, and its WebSocket."""
+
+    tokens: str = ""
+    """A file with a JSON list of tokens, one a user."""
+
     extension: str = ""
     """The extension service itself; empty: it does not run."""
 

@@ -22,6 +22,8 @@ class ReplicaDescription(BaseModel):
     sidecar_internal: str
     sidecar_metrics: str
     metrics: str
+    http: str | None = None
+    """Of a service that serves HTTP beside gRPC."""
 
     @property
     def sidecar_name(self) -> str:

@@ -24,6 +24,7 @@ class Replica:
     sidecar_internal_port: int
     sidecar_metrics_port: int
     metrics_port: int
+    http_port: int | None = None
 
     @property
     def directory(self) -> Path:
@@ -55,6 +56,7 @@ class Replica:
             self.sidecar_internal_port,
             self.sidecar_metrics_port,
             self.metrics_port,
+            *([] if self.http_port is None else [self.http_port]),
         ]
 
     @property
@@ -126,6 +128,7 @@ def make_plan(
 
 
 def _replica(app: App, index: int, ports: Ports, suffix: str, root: Path = Path()) -> Replica:
+    http_port = app.service_http_port
     return Replica(
         app=app,
         index=index,
@@ -137,6 +140,7 @@ def _replica(app: App, index: int, ports: Ports, suffix: str, root: Path = Path(
         sidecar_internal_port=ports.shifted(app.dapr_internal_grpc_port, index),
         sidecar_metrics_port=ports.shifted(app.metrics_port, index),
         metrics_port=ports.shifted(app.service_metrics_port, index),
+        http_port=None if http_port is None else ports.shifted(http_port, index),
     )
 
 

@@ -47,6 +47,11 @@ class App(BaseModel):
         """Where the service itself serves its metrics."""
         return int(self.env["GAGGLE_METRICS_PORT"])
 
+    @property
+    def service_http_port(self) -> int | None:
+        """Where the service serves HTTP beside gRPC; None: it does not."""
+        return int(self.env["GAGGLE_HTTP_PORT"]) if "GAGGLE_HTTP_PORT" in self.env else None
+
 
 class RunFile(BaseModel):
     """The services of the mesh, `common` merged into each."""

@@ -24,6 +24,7 @@ def service_environment(replica: Replica, settings: Mapping[str, str], *, suffix
         "GAGGLE_SERVICE": replica.service,
         "GAGGLE_APP_ID_SUFFIX": suffix,
         "GAGGLE_METRICS_PORT": str(replica.metrics_port),
+        **({} if replica.http_port is None else {"GAGGLE_HTTP_PORT": str(replica.http_port)}),
         **direct_loopback(),
         # A line that waits in a buffer is lost when the process is killed.
         "PYTHONUNBUFFERED": "1",

@@ -366,6 +366,7 @@ def _describe(replica: Replica) -> ReplicaDescription:
         sidecar_internal=f"{LOOPBACK}:{replica.sidecar_internal_port}",
         sidecar_metrics=f"{LOOPBACK}:{replica.sidecar_metrics_port}",
         metrics=f"{LOOPBACK}:{replica.metrics_port}",
+        http=None if replica.http_port is None else f"{LOOPBACK}:{replica.http_port}",
     )
 
 

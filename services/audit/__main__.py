@@ -1,6 +1,6 @@
 """Starts the audit service."""
 
-from gaggle.audit.v1 import audit_service_pb2
+from gaggle.audit.v1 import audit_service_pb2, log_service_pb2
 from services.audit.entities import EntityOwner
 from services.audit.erasing import Erasure
 from services.audit.handlers import LogWriter, TopicLog
@@ -9,7 +9,7 @@ from services.audit.owner import ConversationOwner
 from services.audit.publishing import EventPublisher
 from services.audit.rebuilding import Rebuild
 from services.audit.reconciliation import EntityReconciliation, Pace, Reconciliation
-from services.audit.servicer import AUDIT_ACCESS, AuditServicer
+from services.audit.servicer import AUDIT_ACCESS, LOG_ACCESS, AuditServicer, LogServicer
 from services.audit.settings import AuditSettings
 from services.audit.store import AuditStore
 from services.audit.tail import LogTail
@@ -56,12 +56,14 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         Rebuild(store, owner, indexer, holder=holder),
         heartbeat_seconds=settings.watch_heartbeat_seconds,
     )
+    log_servicer = LogServicer(store, tail, heartbeat_seconds=settings.watch_heartbeat_seconds)
     dead_letters = topics.dead_letter_topic(settings.app_id)
     bulk = BulkOptions(settings.bulk_max_messages, settings.bulk_max_wait_ms)
 
     return Wiring(
         servicers=[
             Exposed(audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"], servicer, AUDIT_ACCESS),
+            Exposed(log_service_pb2.DESCRIPTOR.services_by_name["LogService"], log_servicer, LOG_ACCESS),
         ],
         subscriptions=[
             *(Subscription(topic, log.take, bulk=bulk, dead_letter_topic=dead_letters) for topic in topics.ALL_TOPICS),
@@ -75,6 +77,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
             upkeep.renew_statistics,
             upkeep.refresh_hourly_counts,
         ],
+        drain=[tail.close],
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from gaggle.audit.v1 import audit_service_pb2 as api
 from gaggle.audit.v1 import audit_service_pb2_grpc as api_grpc
+from gaggle.audit.v1 import log_service_pb2 as log_api
+from gaggle.audit.v1 import log_service_pb2_grpc as log_api_grpc
 from services.audit.publishing import EventPublisher
 from services.audit.rebuilding import Rebuild
 from services.audit.requests import (
@@ -17,10 +19,11 @@ from services.audit.requests import (
     user_of,
 )
 from services.audit.shapes import conversation, count, dead_letter, hit, log_entry
-from services.audit.store import AuditStore
+from services.audit.store import AuditStore, Page
 from services.audit.tail import LogTail
 from services.runtime import paging
-from services.runtime.access import ADMIN, Access, user_or
+from services.runtime.access import ADMIN, Access, only, user_or
+from services.runtime.errors import InvalidArgumentError
 from services.runtime.identity import current_caller
 
 _READERS = user_or("agent", "conversation", "recipe", "sync", "task")
@@ -33,7 +36,9 @@ AUDIT_ACCESS: dict[str, Access] = {
     "Rebuild": ADMIN,
     "ListDeadLetters": ADMIN,
 }
+LOG_ACCESS: dict[str, Access] = {"*": only("sync")}
 _EVENTS, _MOST_EVENTS = 100, 1000
+_LOG_EVENTS = 500
 _HITS, _MOST_HITS = 20, 100
 _MOST_COUNTS = 10_000
 
@@ -158,3 +163,46 @@ def _place(found: dict[str, Any]) -> paging.Cursor:
 
 def _after(cursor: paging.Cursor) -> dict[str, Any] | None:
     return {"rank": float(cursor["r"]), "conversation_id": cursor["c"], "sequence": cursor["s"]} if cursor else None
+
+
+class LogServicer(log_api_grpc.LogServiceServicer):
+    """Serves gaggle.audit.v1.LogService."""
+
+    def __init__(self, store: AuditStore, tail: LogTail, *, heartbeat_seconds: float) -> None:
+        """`heartbeat_seconds`: a stream that has nothing to say says so after so long."""
+        self._store = store
+        self._tail = tail
+        self._heartbeat = heartbeat_seconds
+
+    async def FollowLog(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002
+        """See the contract."""
+        given = request.HasField("after_position")
+        position = request.after_position if given else await self._store.head()
+        begun = False
+        while True:
+            page = await self._page({}, position)
+            entries = [log_entry(one) for one in page.items]
+            position = _end(page, position)
+            if entries or not begun:
+                begun = True
+                yield log_api.FollowLogResponse(entries=entries, position=position)
+            if not page.more:
+                while not await self._tail.wait_beyond(position, self._heartbeat):
+                    yield log_api.FollowLogResponse(position=position)
+
+    async def ReadLog(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        """See the contract."""
+        page = await self._page({"user_id": current_caller().user_id}, request.after_position)
+        entries = [log_entry(one) for one in page.items]
+        return log_api.ReadLogResponse(entries=entries, position=_end(page, request.after_position), more=page.more)
+
+    async def _page(self, chosen: dict[str, Any], after: int) -> Page:
+        page = await self._store.list_events(chosen | {"after": after}, limit=_LOG_EVENTS)
+        if after > page.head:
+            raise InvalidArgumentError({"after_position": f"is beyond the end of the log, {page.head}"})
+        return page
+
+
+def _end(page: Page, after: int) -> int:
+    """Give the position up to which a page tells everything."""
+    return int(page.items[-1]["position"]) if page.more and page.items else max(after, page.head)

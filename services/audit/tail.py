@@ -3,6 +3,7 @@
 import asyncio
 
 from services.audit.store import AuditStore
+from services.runtime.errors import UnavailableError
 
 
 class LogTail:
@@ -19,6 +20,7 @@ class LogTail:
         self._head = 0
         self._watchers = 0
         self._grown = asyncio.Event()
+        self._closed = False
 
     def logged(self, head: int) -> None:
         """Tell that the log reaches to `head`."""
@@ -28,12 +30,17 @@ class LogTail:
             self._grown = asyncio.Event()
 
     async def wait_beyond(self, position: int, timeout_seconds: float) -> bool:
-        """Wait until the log reaches further than `position`; False if it did not in time."""
+        """Wait until the log reaches further than `position`; False if it did not in time.
+
+        Raises UnavailableError once the process stops: a stream would go on for as long as its client likes.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         self._watchers += 1
         try:
             while self._head <= position:
+                if self._closed:
+                    raise UnavailableError("this replica of the log", retry_after_seconds=0.1)
                 left = deadline - loop.time()
                 if left <= 0:
                     return False
@@ -44,6 +51,11 @@ class LogTail:
             return True
         finally:
             self._watchers -= 1
+
+    async def close(self) -> None:
+        """Let go of everyone who waits."""
+        self._closed = True
+        self._grown.set()
 
     async def run(self) -> None:
         """Look for what other processes logged while someone watches, until cancelled."""

@@ -93,6 +93,9 @@ class Wiring:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run from then on, until cancelled."""
 
+    drain: Sequence[Callable[[], Awaitable[None]]] = ()
+    """Run when the process is asked to stop, before running calls are waited for: ends streams that would not end."""
+
     stop: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run at the end, after the last call."""
 
@@ -237,15 +240,20 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         starting.cancel()
         waiting.cancel()
         await health_servicer.enter_graceful_shutdown()
+        await _each(wiring.drain)
         await server.stop(settings.drain_seconds)
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        for end in wiring.stop:
-            await end()
+        await _each(wiring.stop)
         await runtime.outbox.stop()
         await runtime.sidecar.close()
         tracing.close()
+
+
+async def _each(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    for step in steps:
+        await step()
 
 
 async def _start(runtime: Runtime, wiring: Wiring) -> None:
@@ -253,8 +261,7 @@ async def _start(runtime: Runtime, wiring: Wiring) -> None:
         metadata = await runtime.sidecar.wait_until_ready(_SIDECAR_SECONDS)
         check_components(metadata, runtime.settings)
         await runtime.load_keys()
-        for step in wiring.start:
-            await step()
+        await _each(wiring.start)
     except GaggleError as error:
         raise StartError(error.message) from error
 

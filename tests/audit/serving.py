@@ -10,14 +10,14 @@ from typing import Any
 import grpc
 from joserfc.jwk import KeySet, OKPKey
 
-from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
+from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, log_service_pb2, log_service_pb2_grpc
 from gaggle.conversation.v1 import message_pb2
 from services.audit.handlers import LogWriter, TopicLog
 from services.audit.indexing import Indexer, IndexPace
 from services.audit.owner import ConversationOwner, MessagePage
 from services.audit.publishing import EventPublisher
 from services.audit.rebuilding import Rebuild
-from services.audit.servicer import AUDIT_ACCESS, AuditServicer
+from services.audit.servicer import AUDIT_ACCESS, LOG_ACCESS, AuditServicer, LogServicer
 from services.audit.store import AuditStore, Snapshot
 from services.audit.tail import LogTail
 from services.runtime.callbacks import TopicEvent
@@ -123,11 +123,17 @@ class Served:
     owner: OwnerStandIn
     indexer: Indexer
     stub: Any
+    log_stub: Any
     signer: TokenSigner
+    sync_signer: TokenSigner
 
     def as_user(self, user_id: str, *roles: str) -> tuple[tuple[str, str], ...]:
         """Give the metadata of a user's call."""
         return (("authorization", f"Bearer {self.signer.sign(user_id, ttl_seconds=600, roles=list(roles))}"),)
+
+    def as_sync(self, user_id: str) -> tuple[tuple[str, str], ...]:
+        """Give the metadata of the sync service's call for a user."""
+        return (("authorization", f"Bearer {self.sync_signer.sign(user_id, ttl_seconds=600, service='sync')}"),)
 
     async def take(self, topic: str, *payloads: bytes) -> list[str]:
         """Deliver payloads as a topic would; give the outcomes' names."""
@@ -142,7 +148,11 @@ class Served:
 async def serving(database: Database) -> AsyncIterator[Served]:
     """Run the service on a free port."""
     key = OKPKey.generate_key("Ed25519", {"kid": "issuer"})
-    signer = TokenSigner(json.dumps(key.as_dict(private=True)), issuer="gaggle", audience="gaggle")
+    sync_key = OKPKey.generate_key("Ed25519", {"kid": "sync"})
+    signer, sync_signer = (
+        TokenSigner(json.dumps(one.as_dict(private=True)), issuer="gaggle", audience="gaggle")
+        for one in (key, sync_key)
+    )
     binding, broker, owner, metrics = BindingStandIn(database), Broker(), OwnerStandIn(), Metrics()
     store = AuditStore(binding, "readmodel", index_delay_seconds=0)
     tail = LogTail(store, poll_seconds=0.05)
@@ -156,7 +166,7 @@ async def serving(database: Database) -> AsyncIterator[Served]:
     )
 
     async def keys() -> str:
-        return json.dumps(KeySet([key]).as_dict(private=False))
+        return json.dumps(KeySet([key, sync_key]).as_dict(private=False))
 
     pipeline = Pipeline(
         verifier=Verifier("gaggle", ("gaggle", keys)),
@@ -169,11 +179,15 @@ async def serving(database: Database) -> AsyncIterator[Served]:
     )
     pipeline.ready = True
     service = audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"]
-    server, _ = make_server(pipeline, [Exposed(service, servicer, AUDIT_ACCESS)])
+    log_service = log_service_pb2.DESCRIPTOR.services_by_name["LogService"]
+    log_servicer = LogServicer(store, tail, heartbeat_seconds=0.2)
+    exposed = [Exposed(service, servicer, AUDIT_ACCESS), Exposed(log_service, log_servicer, LOG_ACCESS)]
+    server, _ = make_server(pipeline, exposed)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
+        log_stub: Any = log_service_pb2_grpc.LogServiceStub(channel)
         log = TopicLog(LogWriter(store, tail.logged), store)
-        yield Served(database, binding, store, tail, log, broker, owner, indexer, stub, signer)
+        yield Served(database, binding, store, tail, log, broker, owner, indexer, stub, log_stub, signer, sync_signer)
     await server.stop(None)

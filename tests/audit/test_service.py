@@ -11,9 +11,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from gaggle.audit.v1 import audit_service_pb2 as api
+from gaggle.audit.v1 import log_service_pb2 as log_api
 from gaggle.common.v1 import event_pb2
 from services.audit.erasing import Erasure
 from services.audit.reconciliation import Pace, Reconciliation
+from services.audit.tail import LogTail
 from services.runtime import topics
 from services.runtime.callbacks import TopicEvent
 from services.runtime.errors import UnavailableError
@@ -270,6 +272,65 @@ async def test_a_watcher_wakes_for_this_process_and_for_others(served: Served) -
     assert await next_ids() == ["elsewhere"]
     stream.cancel()
     polling.cancel()
+
+
+async def test_the_log_is_followed_whole_and_read_by_user(served: Served) -> None:
+    """Sync follows everybody's events and reads one user's in pages; a position beyond the end is refused."""
+    ann, bob = fresh_user(), fresh_user()
+    stream = served.log_stub.FollowLog(log_api.FollowLogRequest(), metadata=served.as_sync("sync"), timeout=_WITHIN)
+    begin = await stream.read()
+    assert not begin.entries
+    await served.take(_TOOL, _tool_event(ann, f"{ann}.1"), _tool_event(bob, f"{bob}.1"))
+    followed: list[str] = []
+    position = 0
+    while len(followed) < 2:
+        response = await stream.read()
+        followed += [one.event.event_id for one in response.entries]
+        position = response.position
+    stream.cancel()
+    assert followed == [f"{ann}.1", f"{bob}.1"]
+
+    count = 502
+    await served.take(_TOOL, *(_tool_event(ann, f"{ann}.{number}") for number in range(2, count)))
+    read: list[str] = []
+    after = begin.position
+    more = True
+    while more:
+        request = log_api.ReadLogRequest(after_position=after)
+        page = await served.log_stub.ReadLog(request, metadata=served.as_sync(ann), timeout=_WITHIN)
+        read += [one.event.event_id for one in page.entries]
+        assert len(page.entries) <= 500
+        assert page.position > after
+        after, more = page.position, page.more
+    assert sorted(read) == sorted(f"{ann}.{number}" for number in range(1, count))
+    assert after > position
+    for call in (
+        served.log_stub.ReadLog(log_api.ReadLogRequest(after_position=after + 10**9), metadata=served.as_sync(ann)),
+        served.log_stub.FollowLog(
+            log_api.FollowLogRequest(after_position=after + 10**9), metadata=served.as_sync(ann)
+        ).read(),
+    ):
+        assert await _refusal(call) == (_INVALID, "INVALID_FIELD", {"after_position"})
+
+
+@pytest.mark.parametrize("method", ["ReadLog", "FollowLog"])
+async def test_only_the_sync_service_reads_the_log_so(served: Served, method: str) -> None:
+    """Neither a user nor an admin gets the whole log by the way that is sync's."""
+    for roles in ((), ("admin",)):
+        request = getattr(log_api, f"{method}Request")()
+        call = getattr(served.log_stub, method)(request, metadata=served.as_user("ann", *roles))
+        asked = call.read() if method == "FollowLog" else call
+        assert await _refusal(asked) == (_DENIED, "SERVICE_NOT_ALLOWED", set())
+
+
+async def test_a_process_that_stops_lets_its_watchers_go(served: Served) -> None:
+    """A stream that would never end does not hold up a restart: its client is told to come back."""
+    tail = LogTail(served.store, poll_seconds=60)
+    waiting = asyncio.create_task(tail.wait_beyond(10**9, _WITHIN))
+    await asyncio.sleep(0)
+    await tail.close()
+    with pytest.raises(UnavailableError):
+        await waiting
 
 
 def _append(user_id: str, conversation_id: str, revision: int, last_sequence: int) -> bytes:

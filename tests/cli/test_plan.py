@@ -33,6 +33,7 @@ def test_the_committed_mesh_has_distinct_ports_from_50101() -> None:
             app.dapr_internal_grpc_port,
             app.metrics_port,
             app.service_metrics_port,
+            *([] if app.service_http_port is None else [app.service_http_port]),
         )
     ]
 

@@ -137,6 +137,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
     Start it with `skip_checks`, or have them allowed.
     """
+    ERROR_REASON_SLOW_CONSUMER: _ErrorReason.ValueType  # 80
+    """RESOURCE_EXHAUSTED. The client took what it watches more slowly than it came, and was dropped: resume behind the last
+    position that it was told, after RetryInfo.
+    Example metadata: {"position": "4711"}, what was sent last.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It travels as `google.rpc.ErrorInfo.reason` (the name without its prefix, for example
@@ -257,5 +262,10 @@ Example metadata: {"sub_recipe": "data_validator", "recipe_id": "0199..."}.
 ERROR_REASON_CHECKS_NOT_ALLOWED: ErrorReason.ValueType  # 62
 """FAILED_PRECONDITION. The recipe's retry has shell commands, and the operator of this deployment does not allow them.
 Start it with `skip_checks`, or have them allowed.
+"""
+ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 80
+"""RESOURCE_EXHAUSTED. The client took what it watches more slowly than it came, and was dropped: resume behind the last
+position that it was told, after RetryInfo.
+Example metadata: {"position": "4711"}, what was sent last.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

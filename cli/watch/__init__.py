@@ -1,0 +1,1 @@
+"""`gaggle watch`: what happens to a user's things, as it happens."""
