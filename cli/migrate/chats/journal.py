@@ -1,7 +1,7 @@
 """What a migration has done, in a directory of its own: every phase can be cut off anywhere and be run again.
 
 migration.json   which tables, and what each phase found and did: the report
-copied.jsonl     a line a conversation that is stored, with the digest of what was
+copied.jsonl     a line a conversation that is stored, with its user and the digest of what was
 verified.jsonl   the same for those that were read back and found equal
 backup/          the tables as files
 
@@ -22,11 +22,11 @@ from cli.mesh.data import write_private
 
 
 class Journal:
-    """Conversations by their ids in the tables, each with the digest of what was done with it."""
+    """Conversations by their ids in the tables, each with its user and the digest of what was done with it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._digests: dict[str, str] = {}
+        self._done: dict[str, tuple[str, str]] = {}
         self._file: TextIO | None = None
 
     def load(self) -> None:
@@ -35,31 +35,29 @@ class Journal:
             return
         for line in self._path.read_text().splitlines():
             try:
-                source_id, digest = json.loads(line)
+                source_id, user, digest = json.loads(line)
             except ValueError:
                 continue  # torn, as a killed process leaves it
-            self._digests[source_id] = digest
+            self._done[source_id] = user, digest
 
-    def get(self, source_id: str) -> str | None:
-        """The digest, None if it was never done."""
-        return self._digests.get(source_id)
+    def has(self, source_id: str, digest: str) -> bool:
+        """Whether that was done, with that digest."""
+        return self._done.get(source_id, ("", ""))[1] == digest
 
-    def add(self, source_id: str, digest: str) -> None:
-        """Notes one that is done."""
+    def users(self) -> dict[str, str]:
+        """Whose those are that were done, by their ids."""
+        return {source_id: user for source_id, (user, digest) in self._done.items() if digest}
+
+    def add(self, source_id: str, user: str, digest: str) -> None:
+        """Notes one that is done; without digest, that it is gone."""
         if self._file is None:
             torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
             self._file = self._path.open("a")
             if torn:
                 self._file.write("\n")
-        self._file.write(json.dumps([source_id, digest]) + "\n")
+        self._file.write(json.dumps([source_id, user, digest]) + "\n")
         self._file.flush()
-        self._digests[source_id] = digest
-
-    def clear(self) -> None:
-        """Forgets all."""
-        self.close()
-        self._path.unlink(missing_ok=True)
-        self._digests.clear()
+        self._done[source_id] = user, digest
 
     def close(self) -> None:
         """Closes its file."""

@@ -99,7 +99,7 @@ class Chat:
     @property
     def conversation_id(self) -> str:
         """Its id in the conversation service: the same one, if that may be."""
-        return _id(self.source_id, "chat")
+        return conversation_id(self.source_id)
 
     @cached_property
     def digest(self) -> str:
@@ -122,17 +122,22 @@ class Chat:
         request.request_id = request_id(request)
         return request
 
-    def append(self, after: int) -> pb.AppendMessagesRequest:
-        """The request that stores the next messages after the first `after` ones."""
-        request = pb.AppendMessagesRequest(conversation_id=self.conversation_id, expected_sequence=after)
+    def append(self, stored: int, last_sequence: int) -> pb.AppendMessagesRequest:
+        """The request that adds messages to the first `stored` ones, where `last_sequence` is the service's newest."""
+        request = pb.AppendMessagesRequest(conversation_id=self.conversation_id, expected_sequence=last_sequence)
         size = 0
-        for message in self.messages[after : after + MAX_APPEND_MESSAGES]:
+        for message in self.messages[stored : stored + MAX_APPEND_MESSAGES]:
             size += message.ByteSize()
             if request.messages and size > MAX_APPEND_BYTES:
                 break
             request.messages.append(message)
         request.request_id = request_id(request)
         return request
+
+
+def conversation_id(source_id: str) -> str:
+    """What a conversation of the tables is called in the service."""
+    return _id(source_id, "chat")
 
 
 def request_id(request: Any) -> str:

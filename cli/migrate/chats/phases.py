@@ -15,7 +15,7 @@ from cli.conversations.client import Client
 from cli.conversations.errors import ServiceRefusedError
 from cli.errors import CommandError
 from cli.migrate.chats.journal import Journal, Work
-from cli.migrate.chats.mapping import ID_KEY, Chat, chat, request_id
+from cli.migrate.chats.mapping import ID_KEY, Chat, chat, conversation_id, request_id
 from cli.migrate.chats.source import Tables, conversations, snapshot
 from gaggle.conversation.v1 import conversation_service_pb2 as pb
 from gaggle.conversation.v1.conversation_pb2 import Conversation
@@ -59,10 +59,16 @@ class Outcome:
     done_before: int = 0
     """Conversations that an earlier run had dealt with."""
 
+    deleted: int = 0
+    """Conversations that had been stored and were deleted from the tables since."""
+
     faults: list[dict[str, str]] = field(default_factory=list)
     """Conversations that can't be stored or are not as they should be: id, user, why. The first thousand."""
 
     faulty: int = 0
+    seen: set[str] = field(default_factory=set, repr=False)
+    """The ids of all that there are."""
+
     seconds: float = 0.0
 
     def fault(self, one: Chat, why: str) -> None:
@@ -79,6 +85,7 @@ class Outcome:
             "done": self.done,
             "done_messages": self.done_messages,
             "done_before": self.done_before,
+            "deleted": self.deleted,
             "faulty": self.faulty,
             "faults": self.faults,
             "seconds": round(self.seconds, 1),
@@ -107,7 +114,7 @@ class Phase:
         self._pause = 1 / per_second if per_second else 0.0
 
     async def copy(self, *, keep_messages: int = 0, again: bool = False) -> Outcome:
-        """Stores what is not stored yet; of what was stored by an earlier run, what has come since.
+        """Stores what is not stored yet; of what an earlier run stored, takes over what has changed since.
 
         Args:
             keep_messages: the retention of the conversations that are created; 0: all.
@@ -117,9 +124,10 @@ class Phase:
             UnreachableError: the mesh does not answer; the next run goes on from there.
         """
         journal = self._work.copied
+        gone = journal.users()
         async with self._pass() as (outcome, chats, spawn):
             async for one in chats:
-                if not again and journal.get(one.source_id) == one.digest:
+                if not again and journal.has(one.source_id, one.digest):
                     outcome.done_before += 1
                     self._progress.did(len(one.messages))
                     continue
@@ -132,6 +140,12 @@ class Phase:
                     self._progress.did(len(one.messages))
                     continue
                 await spawn(one, partial(_store, client, one, created), journal)
+        for source_id in gone.keys() - outcome.seen:
+            user = gone[source_id]
+            # Its user has deleted it meanwhile: it must not come back.
+            await _forget(await self._clients.of(user), source_id)
+            journal.add(source_id, user, "")
+            outcome.deleted += 1
         return outcome
 
     async def verify(self, *, switched: bool = False, again: bool = False) -> Outcome:
@@ -147,7 +161,7 @@ class Phase:
         journal = self._work.verified
         async with self._pass() as (outcome, chats, spawn):
             async for one in chats:
-                if not again and journal.get(one.source_id) == one.digest:
+                if not again and journal.has(one.source_id, one.digest):
                     outcome.done_before += 1
                     self._progress.did(len(one.messages))
                     continue
@@ -182,6 +196,7 @@ class Phase:
             async for row in rows:
                 one = chat(row)
                 outcome.conversations += 1
+                outcome.seen.add(one.source_id)
                 outcome.messages += len(one.messages)
                 if one.faults:
                     outcome.fault(one, "; ".join(one.faults[:_TOLD_REASONS]))
@@ -197,7 +212,7 @@ class Phase:
         if why:
             outcome.fault(one, why)
         else:
-            journal.add(one.source_id, one.digest)
+            journal.add(one.source_id, one.user, one.digest)
             outcome.done += 1
             outcome.done_messages += len(one.messages)
         self._progress.did(len(one.messages))
@@ -228,38 +243,60 @@ async def _create(client: Client, one: Chat, keep_messages: int) -> Conversation
 
 
 async def _store(client: Client, one: Chat, created: Conversation | None) -> str:
-    """Adds what is missing; gives why that can't be, empty if all is well.
+    """Stores its messages; gives why that can't be, empty if all is well.
 
     Raises:
         ServiceRefusedError: the service does not take it.
         UnreachableError: it does not answer.
     """
-    # A conversation that an earlier run created is new to nobody: its answer is that of then.
-    stored = 0
-    if created is None:
-        found = await client.find(one.conversation_id)
-        if found is None:
-            return "it was deleted from the conversation service less than seven days ago"
-        if found.metadata.get(ID_KEY) != one.source_id:
-            return "the conversation service has another one of that id, which did not come from here"
-        await _update(client, one, found)
-        stored = found.last_sequence
-    total = len(one.messages)
-    while stored < total:
-        request = one.append(stored)
+    if created is not None:
         try:
-            response = await client.call(client.stub.AppendMessages, request, pb.AppendMessagesResponse)
+            await _append(client, one, 0, 0)
         except ServiceRefusedError as error:
+            # The answer that created it may be an earlier run's, repeated.
             if error.failure.reason != "STALE_SEQUENCE":
                 raise
-            # An earlier run had come further.
-            reached = (await client.get(one.conversation_id)).last_sequence
-            if reached <= stored:
-                raise
-            stored = reached
         else:
-            stored = response.last_sequence
+            return ""
+    found = await client.find(one.conversation_id)
+    if found is None:
+        return "it was deleted from the conversation service less than seven days ago"
+    if found.metadata.get(ID_KEY) != one.source_id:
+        return "the conversation service has another one of that id, which did not come from here"
+    await _update(client, one, found)
+    there = [message async for message in client.messages(one.conversation_id)]
+    cut = _cut(one, there)
+    same = next((n for n, (a, b) in enumerate(zip(there, one.messages[cut:], strict=False)) if not _equal(a, b)), None)
+    same = min(len(there), len(one.messages) - cut) if same is None else same
+    if same < len(there):
+        # They were changed or deleted in the tables after they had been copied.
+        request = pb.TruncateConversationRequest(conversation_id=one.conversation_id)
+        request.after_sequence = there[same].sequence - 1
+        request.request_id = request_id(request)
+        await client.call(client.stub.TruncateConversation, request, pb.TruncateConversationResponse)
+    await _append(client, one, cut + same, found.last_sequence)
     return ""
+
+
+async def _append(client: Client, one: Chat, stored: int, last_sequence: int) -> None:
+    while stored < len(one.messages):
+        request = one.append(stored, last_sequence)
+        response = await client.call(client.stub.AppendMessages, request, pb.AppendMessagesResponse)
+        stored += len(request.messages)
+        last_sequence = response.last_sequence
+
+
+def _cut(one: Chat, there: list[Message]) -> int:
+    """How many of the oldest messages retention has let go of."""
+    if not there:
+        return 0
+    return next((n for n, message in enumerate(one.messages) if message.id == there[0].id), 0)
+
+
+async def _forget(client: Client, source_id: str) -> None:
+    found = await client.find(conversation_id(source_id))
+    if found is not None and found.metadata.get(ID_KEY) == source_id:
+        await client.delete(found.id)
 
 
 async def _update(client: Client, one: Chat, found: Conversation) -> None:
@@ -284,26 +321,23 @@ async def _compare(client: Client, one: Chat, *, switched: bool) -> str:
         return "it is not in the conversation service"
     if not switched and (found.title != one.title or dict(found.metadata) != one.metadata):
         return "its title or metadata is another"
-    total = len(one.messages)
-    if found.last_sequence < total:
-        return f"{total - found.last_sequence} of {total} messages are not stored"
-    if found.last_sequence > total and not switched:
-        return f"{found.last_sequence - total} messages are stored that the tables do not have"
-    cut = max(found.first_sequence - 1, 0)
-    kept = found.retention.max_messages
-    if cut and (not kept or found.last_sequence - cut < kept):
+    there = [message async for message in client.messages(one.conversation_id)]
+    total, cut, kept = len(one.messages), _cut(one, there), found.retention.max_messages
+    if switched and kept and there and there[0].id not in {message.id for message in one.messages}:
+        return ""  # all that came from the tables has made room since
+    if cut and (not kept or len(there) < kept):
         return f"its first {cut} messages are gone"
-    there = [message async for message in client.messages(one.conversation_id, after_sequence=cut)]
-    for sequence, wanted in enumerate(one.messages[cut:], cut + 1):
-        at = sequence - cut - 1
-        if at >= len(there) or not _equal(there[at], wanted, sequence):
-            return f"message {sequence} is another"
+    for number, wanted in enumerate(one.messages[cut:]):
+        if number >= len(there):
+            return f"{total - cut - len(there)} of {total} messages are not stored"
+        if not _equal(there[number], wanted):
+            return f"message {cut + number + 1} is another"
+    if cut + len(there) > total and not switched:
+        return f"{cut + len(there) - total} messages are stored that the tables do not have"
     return ""
 
 
-def _equal(there: Message, wanted: Message, sequence: int) -> bool:
-    if there.sequence != sequence:
-        return False
+def _equal(there: Message, wanted: Message) -> bool:
     plain = Message()
     plain.CopyFrom(there)
     # The server's own.
