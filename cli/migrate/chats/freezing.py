@@ -13,14 +13,14 @@ from cli.migrate.chats.source import Table, Tables
 
 FUNCTION = "gaggle_refuse_write"
 TRIGGER = "gaggle_moved"
-_LOCK_SECONDS = 10
+_LOCK_SECONDS = 5
 
 
 async def freeze(connection: psycopg.AsyncConnection[Any], tables: Tables) -> None:
     """Refuses all writes from now on; those that run already come to their end first. Repeating it is fine.
 
     Raises:
-        CommandError: writers did not let go within ten seconds; nothing was changed.
+        CommandError: writers did not let go within five seconds; nothing was changed.
     """
     both = (tables.conversations, tables.messages)
     function = sql.Identifier(tables.conversations.schema, FUNCTION)

@@ -128,8 +128,8 @@ async def _check_zone(connection: psycopg.AsyncConnection[Any], zone: str) -> No
 @asynccontextmanager
 async def snapshot(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
     """All that is read in it is of one moment; nothing can be written."""
-    await connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield
 
 
@@ -195,7 +195,7 @@ def _kept(table: Table) -> set[str]:
 
 def _order(alias: str, table: Table) -> sql.Composable:
     if table.columns.get("created_at") not in _TIMES:
-        return sql.SQL("NULL")
+        return sql.SQL("NULL::bigint")
     return sql.SQL("{}.created_at NULLS FIRST").format(sql.Identifier(alias))
 
 
