@@ -31,10 +31,7 @@ CREATE TABLE IF NOT EXISTS messages (
 CREATE INDEX IF NOT EXISTS ix_messages_conversation_id ON messages (conversation_id);
 """
 
-_WORDS = (
-    "add buy call cancel complete delete done due early evening finish for from grüße groceries in it later list milk "
-    "monday move my next now of on please priority remind review send show task the then tomorrow until what when 牛奶"
-).split()
+_WORDS = ["add", "buy", "call", "cancel", "complete", "delete", "done", "due", "early", "evening", "finish", "for", "from", "grüße", "groceries", "in", "it", "later", "list", "milk", "monday", "move", "my", "next", "now", "of", "on", "please", "priority", "remind", "review", "send", "show", "task", "the", "then", "tomorrow", "until", "what", "when", "牛奶"]
 _FIRST = datetime(2025, 6, 1, tzinfo=UTC)
 
 

@@ -57,7 +57,7 @@ class AuthSettings(ServiceSettings):
     @classmethod
     def _direct_needs_url(cls, url: str, info: ValidationInfo) -> str:
         if not url and info.data.get("better_auth") and not info.data.get("use_dapr_invocation"):
-            raise ValueError("must be set where USE_DAPR_INVOCATION is false")
+            raise ValueError("BETTER_AUTH_URL must be set where USE_DAPR_INVOCATION is false")
         return url
 
     @property

@@ -172,7 +172,8 @@ class Verifier:
         """Answer from memory, for a header seen before; None if it must be verified."""
         caller = self._verified.get(authorization)
         if caller is not None and (
-            caller.expires_at <= time.time() or (caller.ask_again_at != math.inf and caller.ask_again_at <= since_boot())
+            caller.expires_at <= time.time()
+            or (caller.ask_again_at != math.inf and caller.ask_again_at <= since_boot())
         ):
             del self._verified[authorization]
             return None
@@ -256,9 +257,7 @@ class Verifier:
         if not 0 < len(session.user_id.encode()) <= _MAX_USER_BYTES or "\0" in session.user_id:
             raise UnauthenticatedError("the session's user id is not usable here")
         if session.expires_at <= time.time():
-            raise UnauthenticatedError(
-                "the session has expired", reason=error_reason_pb2.ERROR_REASON_EXPIRED_TOKEN
-            )
+            raise UnauthenticatedError("the session has expired", reason=error_reason_pb2.ERROR_REASON_EXPIRED_TOKEN)
         return Caller(
             user_id=session.user_id,
             roles=session.roles,

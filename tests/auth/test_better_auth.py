@@ -149,7 +149,9 @@ async def test_a_session_goes_through_the_mesh(mesh: Mesh, outside: Outside, con
 
 
 @pytest.mark.parametrize(
-    "token", ["x" * 32, f"{'x' * 32}.{'y' * 43}%3D", "not.a.session"], ids=["made up", "made up and signed", "no session"]
+    "token",
+    ["x" * 32, f"{'x' * 32}.{'y' * 43}%3D", "not.a.session"],
+    ids=["made up", "made up and signed", "no session"],
 )
 async def test_a_forged_session(outside: Outside, conversations: Any, token: str) -> None:
     """What the server knows nothing of opens nothing."""
@@ -216,7 +218,7 @@ async def test_straight_to_the_server(outside: Outside) -> None:
             assert (await bridge.session(token)).user_id == session.user_id
         server.sql('UPDATE "user" SET role = %s WHERE id = %s', "operator", session.user_id)
         assert (await bridge.session(session.token)).roles == {"admin"}
-        server.sql('UPDATE session SET "expiresAt" = now() - interval \'1 s\' WHERE token = %s', session.token)
+        server.sql("UPDATE session SET \"expiresAt\" = now() - interval '1 s' WHERE token = %s", session.token)
         with pytest.raises(UnauthenticatedError):
             await bridge.session(session.token)
         other = await server.sign_up()

@@ -111,7 +111,13 @@ async def test_a_session(odd: Fixture) -> None:
 
 @pytest.mark.parametrize(
     ("role", "roles"),
-    [("operator", {"admin"}), ("user,operator", {"admin"}), ("user, operator", {"admin"}), ("operators", set()), (None, set())],
+    [
+        ("operator", {"admin"}),
+        ("user,operator", {"admin"}),
+        ("user, operator", {"admin"}),
+        ("operators", set()),
+        (None, set()),
+    ],
 )
 async def test_the_operator_s_admins(odd: Fixture, role: str | None, roles: set[str]) -> None:
     """Users of the role that the operator named are admins, and nobody else is."""
@@ -212,7 +218,9 @@ _BASE = {"APP_ID": "auth", "APP_PORT": "1", "DAPR_GRPC_PORT": "1", "APP_API_TOKE
 @pytest.mark.parametrize(
     ("environment", "target"),
     [
-        pytest.param({}, "http://127.0.0.1:3500/v1.0/invoke/better-auth-service/method/api/auth/get-session", id="none"),
+        pytest.param(
+            {}, "http://127.0.0.1:3500/v1.0/invoke/better-auth-service/method/api/auth/get-session", id="none"
+        ),
         pytest.param(
             {"DAPR_HTTP_PORT": "50303"},
             "http://127.0.0.1:50303/v1.0/invoke/better-auth-service/method/api/auth/get-session",

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from tests.migrate.chatbot import Chatbot
 
 pytestmark = [pytest.mark.mesh, pytest.mark.xdist_group("chat-tables")]
 _WITHIN = 60.0
+_SAY_X = """
+INSERT INTO messages (conversation_id, user_id, role, content) SELECT id, user_id, 'user', 'x' FROM conversations
+"""
 Reader = Callable[[str], Awaitable[dict[str, list[Message]]]]
 
 
 @pytest.fixture
-async def stored(mesh: Mesh) -> AsyncIterator[Reader]:
+def stored(mesh: Mesh) -> Reader:
     """What the conversation service has of a user, by conversation."""
 
     async def read(user: str) -> dict[str, list[Message]]:
@@ -32,7 +35,7 @@ async def stored(mesh: Mesh) -> AsyncIterator[Reader]:
                 async for one in client.conversations(100)
             }
 
-    yield read
+    return read
 
 
 def plain(messages: list[Message]) -> list[tuple[str, str, str, int]]:
@@ -52,7 +55,10 @@ async def assert_equal(bot: Chatbot, stored: Reader, users: list[str]) -> None:
     """Every user has in the service what the tables have, and nothing else."""
     for user in users:
         there = await stored(user)
-        ids = [str(one) for (one,) in bot.sql("SELECT id FROM conversations WHERE user_id = %s ORDER BY created_at, id", [user])]
+        ids = [
+            str(one)
+            for (one,) in bot.sql("SELECT id FROM conversations WHERE user_id = %s ORDER BY created_at, id", [user])
+        ]
         # Newest first, as they were created in the tables.
         assert list(there) == ids[::-1]
         for conversation_id, messages in there.items():
@@ -199,7 +205,7 @@ async def test_killed_in_each_phase(bot: Chatbot, stored: Reader, users: list[st
 async def test_tables_that_are_still_in_use(bot: Chatbot, stored: Reader, users: list[str]) -> None:
     """What is said, changed, named and deleted after the copy is brought over by the next one, or by the switch."""
     bot.fill(20, 10, users)
-    bot.sql("INSERT INTO messages (conversation_id, user_id, role, content) SELECT id, user_id, 'user', 'x' FROM conversations")
+    bot.sql(_SAY_X)
     await bot("backup")
     await bot("copy")
     await bot("verify")
@@ -255,7 +261,7 @@ async def test_a_switch_and_back(bot: Chatbot, users: list[str]) -> None:
 async def test_what_can_t_be_moved(bot: Chatbot, stored: Reader, users: list[str]) -> None:
     """Rows that the service would not take are told with their reason; the others are moved; nothing is half there."""
     bot.fill(6, 4, users[:1])
-    bot.sql("INSERT INTO messages (conversation_id, user_id, role, content) SELECT id, user_id, 'user', 'x' FROM conversations")
+    bot.sql(_SAY_X)
     bot.sql("UPDATE messages SET role = 'wizard' WHERE conversation_id = 1")
     bot.sql("UPDATE messages SET content = repeat('x', 1048577) WHERE conversation_id = 2")
     bot.sql("UPDATE messages SET user_id = %s WHERE conversation_id = 3", [users[1]])
@@ -273,7 +279,9 @@ async def test_what_can_t_be_moved(bot: Chatbot, stored: Reader, users: list[str
     assert (copied.code, report(bot)["copy"]["faulty"]) == (1, 4)
     for conversation_id, why in reasons.items():
         for said in (inspected.err, copied.err):
-            assert any(line.startswith(f"conversation {conversation_id} of ") and why in line for line in said.splitlines())
+            assert any(
+                line.startswith(f"conversation {conversation_id} of ") and why in line for line in said.splitlines()
+            )
     assert sorted(await stored(users[0])) == ["5", "6"]
     assert (await bot.run("verify")).code == 1
     refused = await bot.run("switch")
@@ -338,7 +346,7 @@ async def test_from_elsewhere(bot: Chatbot, mesh: Mesh, stored: Reader, users: l
     assert (await bot.run("copy", *where[:4], "--token", admin, **nowhere)).code == 2
 
 
-async def test_refusals(bot: Chatbot, mesh: Mesh, users: list[str], tmp_path: Path) -> None:
+async def test_refusals(bot: Chatbot, users: list[str], tmp_path: Path) -> None:
     """What can't be right is refused in a sentence, before anything is written."""
     bot.fill(2, 2, users)
 

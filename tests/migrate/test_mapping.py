@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from cli.errors import CommandError
 from cli.migrate.chats.mapping import ROLES, ConversationRow, MessageRow, chat
 from cli.migrate.chats.source import database_url
-from cli.errors import CommandError
 from gaggle.conversation.v1.message_pb2 import ROLE_ASSISTANT, ROLE_USER, ContentPart, RawContent, TextContent
 
 

@@ -1,4 +1,4 @@
-"""Session tokens of better-auth, as every service takes them: asked about, believed for a while, and asked about again."""
+"""Session tokens of better-auth, as every service takes them: asked about, believed for a while, then asked again."""
 
 import asyncio
 import time
@@ -179,7 +179,9 @@ async def test_while_nobody_can_be_asked(verifier: Verifier, keeper: Keeper) -> 
     ("cookie", "authorization"),
     [
         pytest.param(f"better-auth.session_token={SIGNED}", f"Bearer {SIGNED}", id="alone"),
-        pytest.param(f"a=b; __Secure-better-auth.session_token={SIGNED};c", f"Bearer {SIGNED}", id="over https, among others"),
+        pytest.param(
+            f"a=b; __Secure-better-auth.session_token={SIGNED};c", f"Bearer {SIGNED}", id="over https, among others"
+        ),
         pytest.param("better-auth.session_data=x; session_token=y", None, id="others"),
         pytest.param("better-auth.session_token=", None, id="an empty one"),
         pytest.param("", None, id="none"),

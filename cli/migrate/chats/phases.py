@@ -176,7 +176,11 @@ class Phase:
         began = time.monotonic()
         free = asyncio.Semaphore(_AT_ONCE)
         try:
-            async with snapshot(self._connection), aclosing(self._chats(outcome)) as chats, asyncio.TaskGroup() as group:
+            async with (
+                snapshot(self._connection),
+                aclosing(self._chats(outcome)) as chats,
+                asyncio.TaskGroup() as group,
+            ):
 
                 async def spawn(one: Chat, do: Callable[[], Awaitable[str]], journal: Journal) -> None:
                     await free.acquire()

@@ -17,7 +17,7 @@ from cli.migrate.chats.source import Tables, database_url
 DEPRECATE = "deprecate chat tables"
 DROP = "drop chat tables"
 
-_GUARD = '''\
+_GUARD = """\
 connection = op.get_bind()
 for table in {tables!r}:
     moved = connection.execute(
@@ -28,7 +28,7 @@ for table in {tables!r}:
     ).scalar()
     if not moved:
         raise RuntimeError(table + " has rows that were not moved: run `gaggle migrate chat-tables switch` first")
-'''
+"""
 
 _DEPRECATE = '''\
 op.execute(
@@ -50,18 +50,18 @@ for table in {tables!r}:
     )
 '''
 
-_UNDO_DEPRECATE = '''\
+_UNDO_DEPRECATE = """\
 for table in {tables!r}:
     op.execute("DROP TRIGGER IF EXISTS {trigger} ON {schema}." + table)
     op.execute("COMMENT ON TABLE {schema}." + table + " IS NULL")
 op.execute("DROP FUNCTION IF EXISTS {schema}.{function}()")
-'''
+"""
 
-_DROP = '''\
+_DROP = """\
 op.execute("DROP TABLE {schema}.{messages}")
 op.execute("DROP TABLE {schema}.{conversations}")
 op.execute("DROP FUNCTION IF EXISTS {schema}.{function}()")
-'''
+"""
 
 
 @dataclass(frozen=True)
