@@ -31,7 +31,10 @@ CREATE TABLE IF NOT EXISTS messages (
 CREATE INDEX IF NOT EXISTS ix_messages_conversation_id ON messages (conversation_id);
 """
 
-_WORDS = ["add", "buy", "call", "cancel", "complete", "delete", "done", "due", "early", "evening", "finish", "for", "from", "grüße", "groceries", "in", "it", "later", "list", "milk", "monday", "move", "my", "next", "now", "of", "on", "please", "priority", "remind", "review", "send", "show", "task", "the", "then", "tomorrow", "until", "what", "when", "牛奶"]
+_WORDS = """
+add buy call cancel complete delete done due early evening finish for from grüße groceries in it later list milk monday
+move my next now of on please priority remind review send show task the then tomorrow until what when 牛奶
+"""
 _FIRST = datetime(2025, 6, 1, tzinfo=UTC)
 
 
@@ -40,12 +43,13 @@ def rows(
 ) -> Iterator[tuple[tuple[int, str, datetime], list[tuple[int, str, str, datetime]]]]:
     """Conversations (id, user, time) with 0 to `messages` messages each (id, role, content, time)."""
     draw = random.Random(seed)
+    words = _WORDS.split()
     message_id = first_message_id
     for conversation_id in range(first_id, first_id + conversations):
         began = _FIRST + timedelta(minutes=conversation_id)
         said = []
         for n in range(draw.randint(0, messages)):
-            text = " ".join(draw.choices(_WORDS, k=draw.randint(3, 60)))
+            text = " ".join(draw.choices(words, k=draw.randint(3, 60)))
             said.append((message_id, ("user", "assistant")[n % 2], text, began + timedelta(seconds=n)))
             message_id += 1
         yield (conversation_id, draw.choice(users), began), said
@@ -64,9 +68,8 @@ def fill(connection: psycopg.Connection, conversations: int, messages: int, user
             for (conversation_id, user, _), said in made:
                 for message_id, role, text, time_ in said:
                     copy.write_row((message_id, conversation_id, user, role, text, time_.replace(tzinfo=None)))
-    for table in ("conversations", "messages"):
-        statement = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
-        connection.execute(statement.encode())
+    connection.execute("SELECT setval(pg_get_serial_sequence('conversations', 'id'), max(id)) FROM conversations")
+    connection.execute("SELECT setval(pg_get_serial_sequence('messages', 'id'), max(id)) FROM messages")
     return sum(len(said) for _, said in made)
 
 

@@ -26,7 +26,7 @@ _SHOWN_FAULTS = 20
 app = typer.Typer(
     help="Move a chatbot's tables `conversations` and `messages` (PostgreSQL) into the conversation service.\n\n"
     "In this order: inspect, backup, copy, verify, switch, revisions. Each may be stopped, killed and run again: it "
-    "goes on from where it was, and one that is done changes nothing. What was done is kept in the directory of --work.",
+    "goes on from where it was, and one that is done changes nothing. What was done is kept in the folder of --work.",
     epilog="Exit codes: 0 done; 1 something was not as it should be, and stderr says what; 2 wrong usage; 3 no mesh "
     "answers; 4 refused, since an earlier phase is not done or something is in the way.",
     no_args_is_help=True,
@@ -430,8 +430,8 @@ def _ended(held: "Work", name: str, outcome: "Outcome") -> bool:
     held.note(name, **facts)
     before = f", {outcome.done_before:,} before" if outcome.done_before else ""
     typer.echo(
-        f"{name}: {outcome.done:,} conversations{before}, {outcome.done_messages:,} messages in {outcome.seconds:.1f} s "
-        f"({facts['messages_per_second']:,} a second)"
+        f"{name}: {outcome.done:,} conversations{before}, {outcome.done_messages:,} messages "
+        f"in {outcome.seconds:.1f} s ({facts['messages_per_second']:,} a second)"
     )
     _tell_faults(facts)
     return bool(outcome.faulty)

@@ -43,7 +43,8 @@ ISSUER_KEY = "issuer"
 SESSION_ISSUER = "better-auth"
 """The issuer of a caller who came with a session."""
 
-# better-auth's session token, as its answers hold it; or signed, as its cookie and `set-auth-token` do. A JWT has two dots.
+# better-auth's session token, as its answers hold it; or signed, as its cookie and `set-auth-token` do.
+# A JWT has two dots.
 _SESSION_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}(\.[A-Za-z0-9+/=%_-]{16,128})?")
 _SESSIONS_ASKED = 100
 _REFUSED_SECONDS = 1.0
@@ -76,7 +77,7 @@ class Caller:
     """As it came, to be passed on."""
 
     ask_again_at: float = math.inf
-    """When it is to be asked again whether the session still stands, as of `since_boot`. A JWT stands until it expires."""
+    """When to ask again whether the session still stands, as of `since_boot`. A JWT stands until it expires."""
 
     @property
     def is_admin(self) -> bool:

@@ -48,6 +48,8 @@ class Odd:
         self.answer: bytes | None = reply(session())
         self.asked: list[bytes] = []
         self.hold: asyncio.Event | None = None
+        self.hang_ups = 0
+        """So many of the next requests get no answer."""
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -56,7 +58,8 @@ class Odd:
                 self.asked.append(await reader.readuntil(b"\r\n\r\n"))
                 if self.hold is not None:
                     await self.hold.wait()
-                if self.answer is None:
+                if self.answer is None or self.hang_ups:
+                    self.hang_ups -= 1
                     break
                 writer.write(self.answer)
                 await writer.drain()
@@ -204,12 +207,9 @@ async def test_an_idle_connection_that_was_closed(odd: Fixture) -> None:
     server, bridge = odd
     lasting = bridge()
     await lasting.session(TOKEN)
-    answer, server.answer = server.answer, None
-    asking = asyncio.create_task(lasting.session(TOKEN))
-    while len(server.asked) < 2:
-        await asyncio.sleep(0)
-    server.answer = answer
-    assert (await asking).user_id == "u1"
+    server.hang_ups = 1
+    assert (await lasting.session(TOKEN)).user_id == "u1"
+    assert len(server.asked) == 3
 
 
 _BASE = {"APP_ID": "auth", "APP_PORT": "1", "DAPR_GRPC_PORT": "1", "APP_API_TOKEN": "t"}

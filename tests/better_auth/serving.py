@@ -138,7 +138,6 @@ async def better_auth(
 @asynccontextmanager
 async def daprd(app_id: str, app_port: int, folder: Path) -> AsyncIterator[int]:
     """Run the server's own sidecar, as an operator would who knows nothing of ours; gives its HTTP port."""
-    folder.mkdir(exist_ok=True)
     ports = [free_port() for _ in range(4)]
     with (folder / "daprd.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

@@ -123,7 +123,10 @@ class Chatbot:
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """All that both tables hold."""
-        return {table: self.sql(f"SELECT * FROM {table} ORDER BY id") for table in ("conversations", "messages")}
+        return {
+            "conversations": self.sql("SELECT * FROM conversations ORDER BY id"),
+            "messages": self.sql("SELECT * FROM messages ORDER BY id"),
+        }
 
     async def start(self, command: str, *arguments: object, **environment: str) -> asyncio.subprocess.Process:
         """Start `gaggle migrate chat-tables COMMAND`."""

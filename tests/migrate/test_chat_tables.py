@@ -330,10 +330,9 @@ async def test_from_elsewhere(bot: Chatbot, mesh: Mesh, stored: Reader, users: l
     """A mesh that this machine has no keys of is reached through its sidecars, with an admin's token."""
     bot.fill(5, 5, users)
     await bot("backup")
-    where = ("--address", mesh.service("conversation").replicas[0].sidecar_grpc)
-    where += ("--app-id", mesh.service("conversation").app_id)
-    where += ("--auth-address", mesh.service("conversation").replicas[0].sidecar_grpc)
-    where += ("--auth-app-id", mesh.service("auth").app_id)
+    sidecar = mesh.service("conversation").sidecar_grpc
+    conversations = ("--address", sidecar, "--app-id", mesh.service("conversation").app_id)
+    where = (*conversations, "--auth-address", sidecar, "--auth-app-id", mesh.service("auth").app_id)
     nowhere = {"GAGGLE_DATA": str(tmp_path / "nothing")}
     user_token = mesh.token(users[0])
     refused = await bot.run("copy", *where, "--token", user_token, **nowhere)
@@ -343,7 +342,7 @@ async def test_from_elsewhere(bot: Chatbot, mesh: Mesh, stored: Reader, users: l
     await bot("copy", *where, "--token", admin, **nowhere)
     await bot("verify", *where, **nowhere, GAGGLE_TOKEN=admin)
     await assert_equal(bot, stored, users)
-    assert (await bot.run("copy", *where[:4], "--token", admin, **nowhere)).code == 2
+    assert (await bot.run("copy", *conversations, "--token", admin, **nowhere)).code == 2
 
 
 async def test_refusals(bot: Chatbot, users: list[str], tmp_path: Path) -> None:

@@ -131,10 +131,11 @@ def test_a_long_title() -> None:
 def test_requests_tell_their_bodies_apart() -> None:
     """The same step has the same request id, another one another: repeating a migration has no second effect."""
     one = chat(conversation(*(message(id=str(n), content="x" * 1000) for n in range(1200))))
-    steps = [one.creation(0), one.append(0, 0), one.append(500, 500), one.append(500, 700), one.append(1000, 1000)]
-    assert len({step.request_id for step in steps}) == len(steps)
-    assert [len(step.messages) for step in steps[1:]] == [500, 500, 500, 200]
-    assert one.append(0, 0).request_id == steps[1].request_id
+    steps = [one.append(0, 0), one.append(500, 500), one.append(500, 700), one.append(1000, 1000)]
+    ids = {one.creation(0).request_id, one.creation(200).request_id, *(step.request_id for step in steps)}
+    assert len(ids) == len(steps) + 2
+    assert [len(step.messages) for step in steps] == [500, 500, 500, 200]
+    assert one.append(0, 0).request_id == steps[0].request_id
     large = chat(conversation(*(message(id=str(n), content="x" * 1_000_000) for n in range(5))))
     assert len(large.append(0, 0).messages) == 3
 

@@ -18,6 +18,7 @@ from gaggle.conversation.v1.message_pb2 import (
     ROLE_DEVELOPER,
     ROLE_SYSTEM,
     ROLE_TOOL,
+    ROLE_UNSPECIFIED,
     ROLE_USER,
     ContentPart,
     Message,
@@ -174,8 +175,8 @@ def chat(row: ConversationRow) -> Chat:
 
 def _message(row: MessageRow, owner: str) -> tuple[Message, list[str]]:
     faults = []
-    role = ROLES.get(row.role.lower())
-    if role is None:
+    role = ROLES.get(row.role.lower(), ROLE_UNSPECIFIED)
+    if role == ROLE_UNSPECIFIED:
         faults.append(f"the role {row.role[:40]!r} is not known; there are {', '.join(ROLES)}")
     message = Message(id=_id(row.id, "msg"), role=role, content=_content(row))
     if len(message.content) > _MAX_PARTS:
@@ -206,9 +207,8 @@ def _content(row: MessageRow) -> Iterable[ContentPart]:
 def _part(value: Any) -> ContentPart:
     if isinstance(value, str):
         return _text(value)
-    if isinstance(value, dict) and set(value) == {"type", "text"} and value["type"] == "text":
-        if isinstance(value["text"], str):
-            return _text(value["text"])
+    if isinstance(value, dict) and value.keys() == {"type", "text"} and value["type"] == "text":
+        return _text(str(value["text"]))
     kind = str(value.get("type", "json")) if isinstance(value, dict) else "json"
     body = value if isinstance(value, dict) else {"value": value}
     return ContentPart(raw=RawContent(type=kind, json=json.dumps(body, ensure_ascii=False)))

@@ -326,9 +326,15 @@ async def _compare(client: Client, one: Chat, *, switched: bool) -> str:
     if not switched and (found.title != one.title or dict(found.metadata) != one.metadata):
         return "its title or metadata is another"
     there = [message async for message in client.messages(one.conversation_id)]
-    total, cut, kept = len(one.messages), _cut(one, there), found.retention.max_messages
+    kept = found.retention.max_messages
     if switched and kept and there and there[0].id not in {message.id for message in one.messages}:
         return ""  # all that came from the tables has made room since
+    return _difference(one, there, kept, more=switched)
+
+
+def _difference(one: Chat, there: list[Message], kept: int, *, more: bool) -> str:
+    """Says how the stored messages differ, of which `kept` are kept (0: all); `more`: others may have come."""
+    total, cut = len(one.messages), _cut(one, there)
     if cut and (not kept or len(there) < kept):
         return f"its first {cut} messages are gone"
     for number, wanted in enumerate(one.messages[cut:]):
@@ -336,7 +342,7 @@ async def _compare(client: Client, one: Chat, *, switched: bool) -> str:
             return f"{total - cut - len(there)} of {total} messages are not stored"
         if not _equal(there[number], wanted):
             return f"message {cut + number + 1} is another"
-    if cut + len(there) > total and not switched:
+    if cut + len(there) > total and not more:
         return f"{cut + len(there) - total} messages are stored that the tables do not have"
     return ""
 

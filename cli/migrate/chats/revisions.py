@@ -166,12 +166,11 @@ def _creation(url: str, tables: Tables) -> tuple[str, str]:
                 if table.name in names:
                     operations.append(ops.CreateTableOp.from_table(table))
                     operations += (ops.CreateIndexOp.from_index(index) for index in table.indexes)
-            imports: set[str] = set()
-            code = render_python_code(ops.UpgradeOps(ops=operations), imports=imports, migration_context=context)
+            code = render_python_code(ops.UpgradeOps(ops=operations), migration_context=context)
     finally:
         engine.dispose()
     lines = [line.removeprefix("    ") for line in code.splitlines() if "# ###" not in line]
-    return "\n".join(lines), "\n".join(sorted({"from sqlalchemy.dialects import postgresql", *imports}))
+    return "\n".join(lines), "from sqlalchemy.dialects import postgresql"
 
 
 def _texts(upgrade: str, downgrade: str, imports: str) -> dict[str, Any]:
