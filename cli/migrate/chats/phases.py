@@ -124,13 +124,15 @@ class Phase:
             UnreachableError: the mesh does not answer; the next run goes on from there.
         """
         journal = self._work.copied
-        gone = journal.users()
+        stored = journal.users()
         async with self._pass() as (outcome, chats, spawn):
             async for one in chats:
                 if not again and journal.has(one.source_id, one.digest):
                     outcome.done_before += 1
                     self._progress.did(len(one.messages))
                     continue
+                if (before := stored.get(one.source_id, one.user)) != one.user:
+                    await _forget(await self._clients.of(before), one.source_id)
                 # One after another: the service lists conversations in the order in which they were created.
                 client = await self._clients.of(one.user)
                 try:
@@ -140,8 +142,8 @@ class Phase:
                     self._progress.did(len(one.messages))
                     continue
                 await spawn(one, partial(_store, client, one, created), journal)
-        for source_id in gone.keys() - outcome.seen:
-            user = gone[source_id]
+        for source_id in stored.keys() - outcome.seen:
+            user = stored[source_id]
             # Its user has deleted it meanwhile: it must not come back.
             await _forget(await self._clients.of(user), source_id)
             journal.add(source_id, user, "")
