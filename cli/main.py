@@ -14,6 +14,8 @@ from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
+from cli.migrate import app as migrate_app
+from cli.migrate.chat_tables import app as chat_tables_app
 from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
@@ -45,6 +47,8 @@ watch_command.register(app)
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
+migrate_app.add_typer(chat_tables_app, name="chat-tables")
+app.add_typer(migrate_app, name="migrate")
 demo_command.register(app)
 
 

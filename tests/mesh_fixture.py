@@ -57,6 +57,13 @@ _EXTENSIONS = {
 }
 """What extensions of a mesh under test may run, connect to and ask for."""
 
+SESSION_CACHE_SECONDS = 2.0
+
+
+def better_auth_app_id() -> str:
+    """Give the app id under which the mesh under test looks for a better-auth server: this run's own."""
+    return os.environ["DAPR_APP_ID_AUTH"]
+
 
 class Mesh:
     """A running mesh, as its tests see it."""
@@ -227,6 +234,8 @@ def pytest_configure(config: pytest.Config) -> None:
         (run / "owner").write_text(str(os.getpid()))
         os.environ[_RUN_DIRECTORY] = str(run)
         os.environ |= _EXTENSIONS
+        os.environ["DAPR_APP_ID_AUTH"] = f"better-auth-{uuid.uuid4().hex[:8]}"
+        os.environ["GAGGLE_SESSION_CACHE_SECONDS"] = str(SESSION_CACHE_SECONDS)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -135,7 +135,7 @@ class Client:
         self.target = target
         self.stub = ConversationServiceStub(channel)
         self.channel = channel
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
 
     async def call(self, method: Callable[..., Any], request: _Request, answer: type[_Response]) -> _Response:
         """Calls a unary method until it answers.
@@ -144,7 +144,7 @@ class Client:
             ServiceRefusedError: the service said no.
             UnreachableError: nothing answered in time.
         """
-        deadline = time.monotonic() + self._timeout_seconds
+        deadline = time.monotonic() + self.timeout_seconds
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -157,7 +157,7 @@ class Client:
                 wait = max(pause * random.uniform(0.5, 1.0), failure.retry_after_seconds or 0.0)  # noqa: S311 - jitter
                 if time.monotonic() + wait >= deadline:
                     raise UnreachableError(
-                        f"{self.target.address} did not answer within {self._timeout_seconds:g} s: {failure}"
+                        f"{self.target.address} did not answer within {self.timeout_seconds:g} s: {failure}"
                     ) from error
                 await asyncio.sleep(wait)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -249,7 +249,7 @@ class Client:
                 failure = Failure.of(error)
                 if not failure.is_transient:
                     raise ServiceRefusedError(failure) from error
-                if time.monotonic() - answered > self._timeout_seconds + _KEEP_ALIVE_SECONDS:
+                if time.monotonic() - answered > self.timeout_seconds + _KEEP_ALIVE_SECONDS:
                     raise UnreachableError(f"{self.target.address} does not answer any more: {failure}") from error
                 await asyncio.sleep(failure.retry_after_seconds or _WATCH_PAUSE_SECONDS)
             finally:

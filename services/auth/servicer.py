@@ -1,6 +1,7 @@
 """The auth service's methods."""
 
 import json
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from gaggle.auth.v1 import auth_service_pb2_grpc as api_grpc
 from services.auth.domain import public_keys, token_request
 from services.runtime.access import ADMIN, PUBLIC, Access, user_or
 from services.runtime.errors import UnavailableError
-from services.runtime.identity import TokenSigner, current_caller
+from services.runtime.identity import TokenSigner, current_caller, since_boot
 
 # A service may ask what the mesh believes of its token as anyone may: the answer is the token's own words.
 _SERVICES = ("agent", "audit", "conversation", "extension", "notification", "recipe", "recurrence", "reminder", "sync",
@@ -38,16 +39,17 @@ class AuthServicer(api_grpc.AuthServiceServicer):
     async def GetSession(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         caller = current_caller()
-        return api.GetSessionResponse(
-            session=api.Session(
-                user_id=caller.user_id,
-                roles=sorted(caller.roles),
-                issuer=caller.issuer,
-                issue_time=Timestamp(seconds=int(caller.issued_at)),
-                expire_time=Timestamp(seconds=int(caller.expires_at)),
-                service=caller.service,
-            )
+        session = api.Session(
+            user_id=caller.user_id,
+            roles=sorted(caller.roles),
+            issuer=caller.issuer,
+            issue_time=Timestamp(seconds=int(caller.issued_at)),
+            expire_time=Timestamp(seconds=int(caller.expires_at)),
+            service=caller.service,
         )
+        if caller.ask_again_at != math.inf:
+            session.fresh_for.FromMilliseconds(max(0, int((caller.ask_again_at - since_boot()) * 1000)))
+        return api.GetSessionResponse(session=session)
 
     async def IssueToken(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""

@@ -3,27 +3,34 @@
 A token is a JWT (RFC 7519) in `authorization: Bearer ...`. The mesh trusts its own issuer, whose public keys
 (RFC 7517) lie in the secret `token-jwks`, and beside it at most one outside issuer, by its JWKS URL. Of our own keys
 `issuer` signs for users; every other key belongs to the service of that name and is good for service tokens alone.
+
+What stands there instead may be the session token of a better-auth server. It proves nothing by itself: whoever keeps
+the sessions is asked, and again after a few seconds, since a session ends when its user signs out.
 """
 
 import asyncio
 import base64
 import json
+import math
+import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
 import structlog
+from google.rpc import code_pb2
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError
 from joserfc.jwk import KeySet, OKPKey
 
 from gaggle.common.v1 import error_reason_pb2
-from services.runtime.errors import GaggleError, UnauthenticatedError, UnavailableError
+from services.runtime.call import remaining_seconds, set_deadline
+from services.runtime.errors import GaggleError, TooManyRequestsError, UnauthenticatedError, UnavailableError
 
 _ALGORITHMS = ["EdDSA", "Ed25519", "ES256", "RS256"]
 _CACHED_TOKENS = 10_000
@@ -33,6 +40,15 @@ _LEEWAY_SECONDS = 5
 _SERVICE_TOKEN_SECONDS = 300
 _MAX_USER_BYTES = 128
 ISSUER_KEY = "issuer"
+SESSION_ISSUER = "better-auth"
+"""The issuer of a caller who came with a session."""
+
+# better-auth's session token, as its answers hold it; or signed, as its cookie and `set-auth-token` do.
+# A JWT has two dots.
+_SESSION_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}(\.[A-Za-z0-9+/=%_-]{16,128})?")
+_SESSIONS_ASKED = 100
+_REFUSED_SECONDS = 1.0
+_ASK_SECONDS = 10.0
 
 _log = structlog.get_logger()
 
@@ -60,6 +76,9 @@ class Caller:
     token: str
     """As it came, to be passed on."""
 
+    ask_again_at: float = math.inf
+    """When to ask again whether the session still stands, as of `since_boot`. A JWT stands until it expires."""
+
     @property
     def is_admin(self) -> bool:
         """Whether admin methods are open."""
@@ -77,6 +96,31 @@ def current_caller() -> Caller:
 def set_current_caller(caller: Caller) -> None:
     """Set by the call pipeline, once a call."""
     _current.set(caller)
+
+
+def since_boot() -> float:
+    """Give seconds by a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that stands."""
+
+    user_id: str
+    roles: frozenset[str]
+    issued_at: float
+    """Epoch seconds."""
+
+    expires_at: float
+    """Epoch seconds."""
+
+    fresh_seconds: float
+    """How long that may be relied on without asking again."""
+
+
+SessionSource = Callable[[str], Awaitable[Session]]
+"""Looks a session token up. Raises UNAUTHENTICATED if it stands for nobody, else that it can't be told for now."""
 
 
 class KeySource(Protocol):
@@ -100,32 +144,63 @@ class _Issuer:
 
 
 class Verifier:
-    """Verifies signature, issuer, audience and expiry; remembers what it verified until it expires."""
+    """Verifies signature, issuer, audience and expiry; remembers what it verified until it expires.
 
-    def __init__(self, audience: str, own: tuple[str, KeySource], outside: tuple[str, KeySource] | None = None) -> None:
-        """Trust `own` (issuer, keys) and perhaps `outside`."""
+    Sessions are remembered for as long as the one who keeps them says, and at most one call is made for each at a time.
+    """
+
+    def __init__(
+        self,
+        audience: str,
+        own: tuple[str, KeySource],
+        outside: tuple[str, KeySource] | None = None,
+        *,
+        session_cookie: str = "",
+    ) -> None:
+        """Trust `own` (issuer, keys) and perhaps `outside`. `session_cookie`: the cookie that may bring a session."""
         self._issuers = {own[0]: _Issuer(own[1], own=True)}
         if outside is not None:
             self._issuers[outside[0]] = _Issuer(outside[1], own=False)
         self._audience = audience
         self._verified: OrderedDict[str, Caller] = OrderedDict()
+        self._cookies = (f"__Secure-{session_cookie}", session_cookie) if session_cookie else ()
+        self.sessions: SessionSource | None = None
+        """Who is asked about session tokens; None: they are not taken."""
+        self._asking: dict[str, asyncio.Task[Caller]] = {}
+        self._refused: OrderedDict[str, float] = OrderedDict()
 
     def known(self, authorization: str) -> Caller | None:
         """Answer from memory, for a header seen before; None if it must be verified."""
         caller = self._verified.get(authorization)
-        if caller is not None and caller.expires_at <= time.time():
+        if caller is not None and (
+            caller.expires_at <= time.time()
+            or (caller.ask_again_at != math.inf and caller.ask_again_at <= since_boot())
+        ):
             del self._verified[authorization]
             return None
         return caller
 
+    def from_cookie(self, cookie: str | None) -> str | None:
+        """Give what an authorization header would say, from the session's cookie; None if there is none."""
+        if not cookie or not self._cookies:
+            return None
+        given = {name: value for name, _, value in (one.strip().partition("=") for one in cookie.split(";"))}
+        return next((f"Bearer {given[name]}" for name in self._cookies if given.get(name)), None)
+
     async def verify(self, authorization: str | None) -> Caller:
-        """Verify an authorization header. Raises UnauthenticatedError; UnavailableError while there are no keys."""
+        """Verify an authorization header.
+
+        Raises UnauthenticatedError; UnavailableError while there are no keys, or a session can't be looked up.
+        """
         if not authorization:
             raise UnauthenticatedError("send the metadata `authorization: Bearer <token>`")
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise UnauthenticatedError("the authorization must be `Bearer <token>`")
-        caller = await self._decode(token)
+        if self.sessions is not None and _SESSION_TOKEN.fullmatch(token):
+            caller = await self._session(self.sessions, token)
+        else:
+            caller = await self._decode(token)
         self._verified[authorization] = caller
         if len(self._verified) > _CACHED_TOKENS:
             self._verified.popitem(last=False)
@@ -154,6 +229,53 @@ class Verifier:
             raise UnauthenticatedError("the token is not valid here") from error
         return _caller(token, decoded.claims, key_id, own=issuer.own)
 
+    async def _session(self, sessions: SessionSource, token: str) -> Caller:
+        """Ask about a session, together with whoever asks about the same one meanwhile."""
+        if self._refused.get(token, 0.0) > since_boot():
+            raise no_session()
+        asking = self._asking.get(token)
+        if asking is None:
+            if len(self._asking) >= _SESSIONS_ASKED:
+                raise TooManyRequestsError(_SESSIONS_ASKED)
+            asking = self._asking[token] = asyncio.create_task(self._ask(sessions, token))
+            asking.add_done_callback(lambda done: self._asked(token, done))
+        # It goes on for the others if this caller leaves, and each keeps to its own deadline.
+        async with asyncio.timeout(remaining_seconds(_ASK_SECONDS)):
+            return await asyncio.shield(asking)
+
+    async def _ask(self, sessions: SessionSource, token: str) -> Caller:
+        # This task is nobody's in particular, so the first caller's deadline is not its own.
+        set_deadline(None)
+        asked_at = since_boot()
+        try:
+            session = await sessions(token)
+        except GaggleError as error:
+            if error.code == code_pb2.UNAUTHENTICATED:
+                self._refused[token] = since_boot() + _REFUSED_SECONDS
+                if len(self._refused) > _CACHED_TOKENS:
+                    self._refused.popitem(last=False)
+            raise
+        if not 0 < len(session.user_id.encode()) <= _MAX_USER_BYTES or "\0" in session.user_id:
+            raise UnauthenticatedError("the session's user id is not usable here")
+        if session.expires_at <= time.time():
+            raise UnauthenticatedError("the session has expired", reason=error_reason_pb2.ERROR_REASON_EXPIRED_TOKEN)
+        return Caller(
+            user_id=session.user_id,
+            roles=session.roles,
+            service="",
+            issuer=SESSION_ISSUER,
+            issued_at=session.issued_at,
+            expires_at=session.expires_at,
+            token=token,
+            ask_again_at=asked_at + session.fresh_seconds,
+        )
+
+    def _asked(self, token: str, done: "asyncio.Task[Caller]") -> None:
+        del self._asking[token]
+        if not done.cancelled():
+            # Whoever asked may have left: nobody need hear of it then.
+            done.exception()
+
     async def _keys(self, issuer: _Issuer, key_id: str) -> KeySet:
         if not issuer.knows(key_id):
             async with issuer.fetching:
@@ -168,6 +290,11 @@ class Verifier:
         if issuer.keys is None:
             raise UnavailableError("the issuer's keys")
         return issuer.keys
+
+
+def no_session() -> UnauthenticatedError:
+    """Say that a session token stands for nobody: it never did, or its user signed out."""
+    return UnauthenticatedError("there is no such session (any more); sign in again")
 
 
 def _peek(token: str) -> tuple[dict[str, Any], str]:

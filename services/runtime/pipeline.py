@@ -8,6 +8,7 @@ It is one function and not a chain of interceptors: six of grpc.aio's cost more 
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -34,7 +35,7 @@ from services.runtime.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from services.runtime.identity import Verifier, set_current_caller
+from services.runtime.identity import Verifier, set_current_caller, since_boot
 from services.runtime.telemetry import Metrics, TraceContext, Tracing, current_trace
 
 ERROR_DOMAIN = "gaggle"
@@ -54,12 +55,14 @@ _log = structlog.get_logger()
 class _Call:
     """What is known of one call: for its span, its metrics and its log line."""
 
-    __slots__ = ("app_token", "authorization", "proxied", "started", "trace", "user")
+    __slots__ = ("app_token", "ask_again_at", "authorization", "cookie", "proxied", "started", "trace", "user")
 
     def __init__(self, method: str, context: Any, tracing: Tracing) -> None:
         self.started = time.perf_counter()
         self.user = ""
+        self.ask_again_at = math.inf
         self.authorization: str | None = None
+        self.cookie: str | None = None
         self.app_token: str | None = None
         self.proxied = False
         traceparent = None
@@ -68,6 +71,9 @@ class _Call:
                 self.authorization = value
             elif key == "traceparent":
                 traceparent = value
+            elif key == "cookie":
+                # HTTP/2 may split it (RFC 9113, 8.2.3).
+                self.cookie = f"{self.cookie}; {value}" if self.cookie else value
             elif key == "dapr-api-token":
                 self.app_token = value
             elif key in _PROXIED:
@@ -197,6 +203,9 @@ class Pipeline:
             await self._admit(state, access)
             async with aclosing(start()) as responses:  # type: ignore[type-var]
                 async for response in responses:
+                    if state.ask_again_at != math.inf and state.ask_again_at <= since_boot():
+                        # A stream may outlast its session: one that was ended hears no more.
+                        await self._admit(state, access)
                     yield response if isinstance(response, bytes) else response.SerializeToString()
         except (asyncio.CancelledError, GeneratorExit):
             code = "CANCELLED"
@@ -219,9 +228,11 @@ class Pipeline:
             return
         if not self.ready:
             raise UnavailableError("this service", retry_after_seconds=1.0)
-        caller = self._verifier.known(state.authorization or "") or await self._verifier.verify(state.authorization)
+        authorization = state.authorization or self._verifier.from_cookie(state.cookie)
+        caller = self._verifier.known(authorization or "") or await self._verifier.verify(authorization)
         access.check(caller)
         state.user = caller.user_id
+        state.ask_again_at = caller.ask_again_at
         set_current_caller(caller)
 
     def _admit_callback(self, state: _Call, access: Access) -> None:

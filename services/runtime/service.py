@@ -29,6 +29,7 @@ from services.runtime.identity import ServiceTokens, TokenSigner, Verifier, jwks
 from services.runtime.jobs import JobHandler
 from services.runtime.outbox import CleanUpFunction, Outbox
 from services.runtime.pipeline import Pipeline
+from services.runtime.sessions import sessions_of
 from services.runtime.settings import ServiceSettings
 from services.runtime.sidecar import CHANNEL_OPTIONS, Sidecar
 from services.runtime.state import StateStore
@@ -129,7 +130,14 @@ class Runtime:
         outside = None
         if settings.outside_issuer:
             outside = (settings.outside_issuer, jwks_url(settings.outside_jwks_url))
-        self.verifier = Verifier(settings.token_audience, (settings.token_issuer, self._own_keys), outside)
+        self.verifier = Verifier(
+            settings.token_audience,
+            (settings.token_issuer, self._own_keys),
+            outside,
+            session_cookie=settings.better_auth_cookie if settings.better_auth else "",
+        )
+        if settings.better_auth:
+            self.verifier.sessions = sessions_of(self.sidecar, settings.sibling("auth"))
         self._tokens: ServiceTokens | None = None
 
     @property

@@ -92,6 +92,12 @@ class ServiceSettings(BaseSettings):
     outside_jwks_url: str = ""
     """Where that issuer's keys are (RFC 7517)."""
 
+    better_auth: bool = True
+    """Whether session tokens of a better-auth server are taken, by asking the auth service."""
+
+    better_auth_cookie: str = "better-auth.session_token"
+    """The cookie in which they may come, with or without `__Secure-` before it."""
+
     def sibling(self, service: str) -> str:
         """Give the app id of another service of this mesh."""
         return service + self.app_id_suffix

@@ -284,7 +284,7 @@ async def serving(*, max_calls: int = 100, max_streams: int = 100, timeout: floa
     """Run it on a free port."""
     keys, metrics, probe = Keys(), Metrics(), Probe()
     pipeline = Pipeline(
-        verifier=Verifier("gaggle", ("gaggle", keys.jwks)),
+        verifier=Verifier("gaggle", ("gaggle", keys.jwks), session_cookie="better-auth.session_token"),
         tracing=Tracing("probe", sample_ratio=0, otlp_endpoint=""),
         metrics=metrics,
         app_api_token=APP_TOKEN,

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gaggle/auth/v1/auth_service.proto\x12\x0egaggle.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetSessionRequest\">\n\x12GetSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.gaggle.auth.v1.Session\"\xab\x01\n\x07Session\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12.\n\nissue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x06 \x01(\t\"[\n\x11IssueTokenRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x10\n\x0eGetJwksRequest\"$\n\x0fGetJwksResponse\x12\x11\n\tjwks_json\x18\x01 \x01(\t2\x8d\x02\n\x0b\x41uthService\x12X\n\nGetSession\x12!.gaggle.auth.v1.GetSessionRequest\x1a\".gaggle.auth.v1.GetSessionResponse\"\x03\x90\x02\x01\x12S\n\nIssueToken\x12!.gaggle.auth.v1.IssueTokenRequest\x1a\".gaggle.auth.v1.IssueTokenResponse\x12O\n\x07GetJwks\x12\x1e.gaggle.auth.v1.GetJwksRequest\x1a\x1f.gaggle.auth.v1.GetJwksResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gaggle/auth/v1/auth_service.proto\x12\x0egaggle.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetSessionRequest\">\n\x12GetSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.gaggle.auth.v1.Session\"\xd9\x01\n\x07Session\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12.\n\nissue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x06 \x01(\t\x12,\n\tfresh_for\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"[\n\x11IssueTokenRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x10\n\x0eGetJwksRequest\"$\n\x0fGetJwksResponse\x12\x11\n\tjwks_json\x18\x01 \x01(\t2\x8d\x02\n\x0b\x41uthService\x12X\n\nGetSession\x12!.gaggle.auth.v1.GetSessionRequest\x1a\".gaggle.auth.v1.GetSessionResponse\"\x03\x90\x02\x01\x12S\n\nIssueToken\x12!.gaggle.auth.v1.IssueTokenRequest\x1a\".gaggle.auth.v1.IssueTokenResponse\x12O\n\x07GetJwks\x12\x1e.gaggle.auth.v1.GetJwksRequest\x1a\x1f.gaggle.auth.v1.GetJwksResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,15 +42,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSESSIONRESPONSE']._serialized_start=139
   _globals['_GETSESSIONRESPONSE']._serialized_end=201
   _globals['_SESSION']._serialized_start=204
-  _globals['_SESSION']._serialized_end=375
-  _globals['_ISSUETOKENREQUEST']._serialized_start=377
-  _globals['_ISSUETOKENREQUEST']._serialized_end=468
-  _globals['_ISSUETOKENRESPONSE']._serialized_start=470
-  _globals['_ISSUETOKENRESPONSE']._serialized_end=554
-  _globals['_GETJWKSREQUEST']._serialized_start=556
-  _globals['_GETJWKSREQUEST']._serialized_end=572
-  _globals['_GETJWKSRESPONSE']._serialized_start=574
-  _globals['_GETJWKSRESPONSE']._serialized_end=610
-  _globals['_AUTHSERVICE']._serialized_start=613
-  _globals['_AUTHSERVICE']._serialized_end=882
+  _globals['_SESSION']._serialized_end=421
+  _globals['_ISSUETOKENREQUEST']._serialized_start=423
+  _globals['_ISSUETOKENREQUEST']._serialized_end=514
+  _globals['_ISSUETOKENRESPONSE']._serialized_start=516
+  _globals['_ISSUETOKENRESPONSE']._serialized_end=600
+  _globals['_GETJWKSREQUEST']._serialized_start=602
+  _globals['_GETJWKSREQUEST']._serialized_end=618
+  _globals['_GETJWKSRESPONSE']._serialized_start=620
+  _globals['_GETJWKSRESPONSE']._serialized_end=656
+  _globals['_AUTHSERVICE']._serialized_start=659
+  _globals['_AUTHSERVICE']._serialized_end=928
 # @@protoc_insertion_point(module_scope)

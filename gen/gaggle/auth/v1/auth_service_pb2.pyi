@@ -65,8 +65,10 @@ class Session(_message.Message):
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
+    FRESH_FOR_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     issuer: _builtins.str
+    """"better-auth": a session of such a server. Else the issuer that the token names."""
     service: _builtins.str
     """The service that calls for the user, if one does."""
     @_builtins.property
@@ -75,6 +77,10 @@ class Session(_message.Message):
     def issue_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def fresh_for(self) -> _duration_pb2.Duration:
+        """Of a better-auth session, which can be revoked: how long this answer may be relied on without asking again."""
+
     def __init__(
         self,
         *,
@@ -84,10 +90,11 @@ class Session(_message.Message):
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         service: _builtins.str = ...,
+        fresh_for: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "fresh_for", b"fresh_for", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time", "issuer", b"issuer", "roles", b"roles", "service", b"service", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "fresh_for", b"fresh_for", "issue_time", b"issue_time", "issuer", b"issuer", "roles", b"roles", "service", b"service", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,7 +57,7 @@ class AuthServiceServicer:
     """
 
     def GetSession(self, request, context):
-        """What the mesh believes of the caller's token.
+        """What the mesh believes of the caller's token, be it a JWT or the session token of a better-auth server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

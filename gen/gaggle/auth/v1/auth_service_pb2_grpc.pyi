@@ -34,7 +34,7 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     GetSession: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetSessionRequest, _auth_service_pb2.GetSessionResponse]
-    """What the mesh believes of the caller's token."""
+    """What the mesh believes of the caller's token, be it a JWT or the session token of a better-auth server."""
     IssueToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.IssueTokenRequest, _auth_service_pb2.IssueTokenResponse]
     """Signs a token for a user. For an admin."""
     GetJwks: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]
@@ -46,7 +46,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSession: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetSessionRequest, _auth_service_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """What the mesh believes of the caller's token."""
+    """What the mesh believes of the caller's token, be it a JWT or the session token of a better-auth server."""
     IssueToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueTokenRequest, _auth_service_pb2.IssueTokenResponse]  # type: ignore[assignment]
     """Signs a token for a user. For an admin."""
     GetJwks: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.GetSessionResponse, _abc.Awaitable[_auth_service_pb2.GetSessionResponse]]:
-        """What the mesh believes of the caller's token."""
+        """What the mesh believes of the caller's token, be it a JWT or the session token of a better-auth server."""
 
     @_abc_1.abstractmethod
     def IssueToken(
