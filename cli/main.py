@@ -17,6 +17,7 @@ from cli.extensions.commands import app as extensions_app
 from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
+from cli.task_tools import commands as task_tools_commands
 from cli.tasks.commands import app as tasks_app
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.add_typer(notifications_app, name="notifications")
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
+task_tools_commands.register(app)
 demo_command.register(app)
 
 
