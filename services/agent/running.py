@@ -437,7 +437,8 @@ class TurnRun:
         if not request.extensions:
             return Toolbox()
         user_id, extensions = self.turn.user_id, self._parts.extensions
-        return await self._for_a_while(lambda: open_toolbox(extensions, user_id, request.extensions))
+        own = self._settings.chat_extensions
+        return await self._for_a_while(lambda: open_toolbox(extensions, user_id, request.extensions, own))
 
     async def _for_a_while(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Do something that needs the extension service, which may be starting again."""
