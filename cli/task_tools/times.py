@@ -12,6 +12,7 @@ _MORNING = clock(9)
 _LONG_UNITS = re.compile(r"(\d+)\s*(s|m|h|d|w)[a-z]*\b\.?", re.IGNORECASE)
 # dateparser finds no "next friday"; with dates from the future preferred, "friday" means that.
 _NEXT = re.compile(r"\b(?:next|this|coming)\s+(?=(?:mon|tues|wednes|thurs|fri|satur|sun)day\b)", re.IGNORECASE)
+_BY = re.compile(r"^(?:due|by|on)\s+", re.IGNORECASE)
 _MOMENT = re.compile(r"\b(?:hours?|hrs?|minutes?|mins?|seconds?|secs?|now|noon|midnight)\b", re.IGNORECASE)
 _WHOLE_DAYS = frozenset({"day", "week"})
 
@@ -28,7 +29,7 @@ def read_when(text: str, zone: ZoneInfo, now: datetime) -> datetime:
     except NoTimeError:
         pass
     local = now.astimezone(zone).replace(tzinfo=None)
-    found, period = _parse(_NEXT.sub("", words), local)
+    found, period = _parse(_NEXT.sub("", _BY.sub("", words)), local)
     if found is None or period in {"month", "year"}:
         raise NoTimeError(f"{text!r} is no time; say it like tomorrow 9am, next friday 17:30 or 2031-05-01 09:00")
     if period in _WHOLE_DAYS and not _MOMENT.search(words) and found.tzinfo is None:

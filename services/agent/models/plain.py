@@ -26,7 +26,9 @@ _LIST = re.compile(
     r"(?:\s+(?:about|with)\s+(?P<text>.+))?",
     re.IGNORECASE,
 )
-_COMPLETE = re.compile(r"(?:complete|finish|done\s+with)\s+(?:the\s+)?(?:task|todo)?[:\s]\s*(?P<task>.+)", re.IGNORECASE)
+_COMPLETE = re.compile(
+    r"(?:complete|finish|done\s+with)(?:\s+the)?(?:\s+(?:task|todo))?[:\s]\s*(?P<task>.+)", re.IGNORECASE
+)
 _DELETE = re.compile(r"(?:delete|remove)\s+(?:the\s+)?(?:task|todo)[:\s]\s*(?P<task>.+)", re.IGNORECASE)
 _UPDATE = re.compile(
     r"(?:update|change)\s+(?:the\s+)?(?:task|todo)[:\s]\s*(?P<task>.+?)\s*(?::|\s(?=(?:title|due|priority)\s))\s*"
