@@ -52,8 +52,7 @@ class _Tasks:
 
     async def listed(self) -> list[str]:
         """The titles of the user's tasks."""
-        page = api.ListTasksResponse.FromString(await self.reader.page(_USER, api.ListTasksRequest()))
-        return [one.title for one in page.tasks]
+        return [one.title for one in (await self.reader.tasks(_USER, api.ListTasksRequest())).tasks]
 
     async def told(self, count: int) -> list[dict[str, Any]]:
         """What was published, once it is so much."""
