@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import tempfile
@@ -54,7 +53,6 @@ _EXTENSIONS = {
     "GAGGLE_STDIO_PATH": os.environ.get("PATH", ""),
     "GAGGLE_USER_SECRETS": "TEST_SECRET,MISSING_SECRET",
     "GAGGLE_MAX_CONNECTIONS_PER_USER": str(MAX_CONNECTIONS),
-    "GAGGLE_ACTING_COMMANDS": shlex.join(servers.TASKS),
     "GAGGLE_CHAT_EXTENSIONS": '["tasks"]',
 }
 """What extensions of a mesh under test may run, connect to and ask for, and what its chatbot has."""
