@@ -143,7 +143,9 @@ def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     tools = ("mcp-sdk", "gaggle", "gaggle-mesh")
     yield from (Cell(TOOLCALL, system, callers, 0) for callers in TOOL_CALLERS for system in tools)
     ways = ("openai-sdk", "gaggle", "gaggle-mesh")
-    yield from (Cell(case, system, callers, 0) for case in (TURN, FIRST_TEXT) for callers in TURN_CALLERS for system in ways)
+    yield from (
+        Cell(case, system, callers, 0) for case in (TURN, FIRST_TEXT) for callers in TURN_CALLERS for system in ways
+    )
     yield from (Cell(EVENTS, broker, BURST_CALLERS, 0) for broker in BROKERS)
     for callers in _CALLERS:
         for history in HISTORIES:

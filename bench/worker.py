@@ -37,7 +37,7 @@ _MODULES = {
 
 
 async def closed_loop(client: Client, case: str, callers: int, history: int, seconds: float) -> dict[str, Any]:
-    """Let `callers` go on one after another call until the time is over. A call may tell which of its milliseconds count."""
+    """Let `callers` go on one after another call until the time is over; a call may tell which milliseconds count."""
     act: Any = client.append if case == "append1" else client.read
     clock = time.perf_counter
     latencies: list[float] = []

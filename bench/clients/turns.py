@@ -1,5 +1,6 @@
-"""A turn of an agent on a model that answers at once: by the bare SDK, and by the agent service, straight and through
-two sidecars. What the service adds is the difference.
+"""A turn on a model that answers at once: by the bare SDK, and by the agent service, straight and through two sidecars.
+
+What the service adds is the difference.
 """
 
 import contextlib

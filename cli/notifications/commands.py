@@ -60,7 +60,10 @@ def inbox(context: typer.Context) -> None:
         list_notifications()
 
 
-@app.command("list", epilog="Examples: gaggle notifications; gaggle notifications list; gaggle notifications list --unread --json")
+@app.command(
+    "list",
+    epilog="Examples: gaggle notifications; gaggle notifications list; gaggle notifications list --unread --json",
+)
 def list_notifications(
     *,
     unread: Annotated[bool, typer.Option("--unread", help="Only what is not read.")] = False,
@@ -121,7 +124,8 @@ def read(
 @app.command(epilog="Example: gaggle notifications unsubscribe aW4gYW4gZS1tYWls")
 def unsubscribe(
     unsubscribe_token: Annotated[
-        str, typer.Argument(metavar="TOKEN", help="From an e-mail's List-Unsubscribe, or the mail that it brought about.")
+        str,
+        typer.Argument(metavar="TOKEN", help="From an e-mail's List-Unsubscribe, or the mail that it brought about."),
     ],
     *,
     timeout: TimeoutOption = 10.0,

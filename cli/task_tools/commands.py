@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         help="Serve tasks as tools of the Model Context Protocol, on standard streams: add, list, complete, update and "
         "delete a task, set a reminder.",
         epilog="Examples: gaggle mcp; GAGGLE_TOKEN=... gaggle mcp --sidecar 127.0.0.1:50204 --zone Europe/Berlin. "
-        "As an extension of the agent: gaggle extensions add tasks -- gaggle mcp --on-behalf"
+        "As an extension of the agent: gaggle extensions add tasks -- gaggle mcp --on-behalf",
     )(mcp)
 
 

@@ -1,10 +1,18 @@
 """The server: the tools, offered by the official SDK on standard streams."""
 
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import ParamSpec
+
 from mcp.server import MCPServer
-from mcp_types import ToolAnnotations
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, ToolAnnotations
 
 from cli.task_tools.mesh import Where, open_peers
 from cli.task_tools.tools import TaskTools
+from cli.task_tools.wording import refused
+
+P = ParamSpec("P")
 
 _INSTRUCTIONS = (
     "Tasks and reminders of the user. Times may be given as people say them and are meant in the user's time zone. "
@@ -26,8 +34,21 @@ def build(tools: TaskTools) -> MCPServer:
         (tools.delete_task, changes),
         (tools.set_reminder, adds),
     ):
-        server.tool(annotations=annotations)(tool)
+        server.tool(annotations=annotations)(_in_words(tool))
     return server
+
+
+def _in_words(tool: Callable[P, Awaitable[CallToolResult]]) -> Callable[P, Awaitable[CallToolResult]]:
+    """Say what a tool refuses as it says it; the SDK puts "Error executing tool" before it."""
+
+    @wraps(tool)
+    async def call(*arguments: P.args, **named: P.kwargs) -> CallToolResult:
+        try:
+            return await tool(*arguments, **named)
+        except ToolError as error:
+            return refused(str(error))
+
+    return call
 
 
 async def serve(where: Where, zone: str, timeout_seconds: float) -> None:

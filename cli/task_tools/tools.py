@@ -89,7 +89,9 @@ _STATUSES = {
 _WhichTask = Annotated[str, Field(description="The task: its id, its title, or a part of it that no other task has.")]
 _When = Annotated[
     str,
-    Field(description="A time as people say it: 'tomorrow 9am', 'next friday 17:30', 'in 2 hours', '2031-05-01 09:00'."),
+    Field(
+        description="A time as people say it: 'tomorrow 9am', 'next friday 17:30', 'in 2 hours', '2031-05-01 09:00'."
+    ),
 ]
 _Zone = Annotated[str, Field(description="IANA zone in which times are meant. Empty: the user's own.")]
 _Spans = Annotated[list[str], Field(description="How long before the due time to remind: '10m', '2 hours', '1 day'.")]
@@ -195,7 +197,9 @@ class TaskTools:
             list[str] | None, Field(description="These in place of the reminders that it has; as of add_task.")
         ] = None,
         repeat: Annotated[str, Field(description="As of add_task, or 'none'; empty: as it is.")] = "",
-        only_this: Annotated[bool, Field(description="Of a task that repeats, this occurrence alone.")] = False,
+        only_this: Annotated[  # noqa: FBT002 - tools are called by name
+            bool, Field(description="Of a task that repeats, this occurrence alone.")
+        ] = False,
         time_zone: _Zone = "",
     ) -> CallToolResult:
         """Change a task: what is named, and nothing else."""
@@ -379,7 +383,11 @@ def _meant(wanted: str, tasks: Sequence[task_pb2.Task]) -> list[task_pb2.Task]:
     """Those whose title it is, else those whose title begins with it, else those whose title has it."""
     key = wanted.casefold()
     titles = [" ".join(one.title.split()).casefold() for one in tasks]
-    tests: tuple[Callable[[str], bool], ...] = (key.__eq__, lambda title: title.startswith(key), lambda title: key in title)
+    tests: tuple[Callable[[str], bool], ...] = (
+        key.__eq__,
+        lambda title: title.startswith(key),
+        lambda title: key in title,
+    )
     for test in tests:
         if found := [one for one, title in zip(tasks, titles, strict=True) if test(title)]:
             return found

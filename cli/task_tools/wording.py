@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult, ContentBlock, TextContent
 
 from gaggle.reminder.v1.reminder_pb2 import Reminder
 from gaggle.task.v1.task_pb2 import TASK_STATUS_COMPLETED, Task, TaskPriority
@@ -15,8 +15,13 @@ from gaggle.task.v1.task_pb2 import TASK_STATUS_COMPLETED, Task, TaskPriority
 
 def said(text: str, **data: Any) -> CallToolResult:
     """An answer: what is said, and the messages that it speaks of."""
-    content = [TextContent(type="text", text=text)]
+    content: list[ContentBlock] = [TextContent(type="text", text=text)]
     return CallToolResult(content=content, structured_content={name: _plain(value) for name, value in data.items()})
+
+
+def refused(text: str) -> CallToolResult:
+    """An answer that says why nothing was done."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
 
 
 def line(task: Task) -> str:

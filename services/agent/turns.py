@@ -310,7 +310,11 @@ class Turns:
         return await self.store.change([key, lane, watched], apply, confirm=[key, lane])
 
     async def decide(
-        self, user_id: str, turn_id: str, decision: Callable[[document_pb2.TurnDocument], bool], once: Once | None = None
+        self,
+        user_id: str,
+        turn_id: str,
+        decision: Callable[[document_pb2.TurnDocument], bool],
+        once: Once | None = None,
     ) -> tuple[document_pb2.TurnDocument, bool]:
         """Decide on calls that wait; gives the turn, and whether this process has to go on with it.
 
@@ -435,18 +439,19 @@ class Turns:
         once = Once.of(user_id, "SetTurnPolicy", request)
         key = lane_key(user_id, request.conversation_id)
 
-        async def apply(transaction: Transaction) -> None:
+        async def apply(transaction: Transaction) -> bool:
             # A repetition must not undo what was said since, nor miss a conversation that is gone by now.
             if once.had(transaction):
-                return
+                return False
             await self._conversations.exists(user_id, request.conversation_id)
             once.note(transaction)
             lane = transaction.read(key, document_pb2.Lane) or document_pb2.Lane()
             if lane.policy != request.policy:
                 lane.policy = request.policy
                 transaction.put(key, lane)
+            return True
 
-        await self.store.change([key, *once.keys], apply)
+        _: bool = await self.store.change([key, *once.keys], apply)
 
     async def get(self, user_id: str, turn_id: str) -> document_pb2.TurnDocument:
         """Read a turn. Raises NotFoundError."""

@@ -130,19 +130,24 @@ async def test_modes(turns: Turns, effects: Any, mode: "session_pb2.ApprovalMode
 
 
 async def test_decisions_in_the_ledger(turns: Turns, effects: Any) -> None:
-    """A decision's request_id has one effect and is answered again, also once the turn has gone on; for anything else
-    it is refused.
-    """
+    """A decision's request_id has one effect, is answered again once the turn has gone on, and is good for no other."""
     conversation, fields = await _ask(turns, effects.path, "one", "two")
     events = [event async for event in turns.stream(**fields)]
     first, second = (event.approval_requested for event in events if event.HasField("approval_requested"))
     turn_id = fields["request_id"]
-    approve = {"turn_id": turn_id, "call_id": first.call_id, "request_id": f"a-{conversation}"}
-    deny = {"turn_id": turn_id, "call_id": second.call_id, "request_id": f"d-{conversation}", "reason": "no"}
+    approve: dict[str, Any] = {"turn_id": turn_id, "call_id": first.call_id, "request_id": f"a-{conversation}"}
+    deny: dict[str, Any] = {
+        "turn_id": turn_id,
+        "call_id": second.call_id,
+        "request_id": f"d-{conversation}",
+        "reason": "no",
+    }
     await turns("ApproveToolCall", **approve)
     answer = await refused(turns("ApproveToolCall", **{**approve, "call_id": second.call_id}))
     assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
-    answer = await refused(turns("DenyToolCall", turn_id=turn_id, call_id=first.call_id, request_id=f"a-{conversation}"))
+    answer = await refused(
+        turns("DenyToolCall", turn_id=turn_id, call_id=first.call_id, request_id=f"a-{conversation}")
+    )
     assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
     await turns("DenyToolCall", **deny)
     await turns.status(turn_id, COMPLETED)
@@ -159,18 +164,22 @@ async def test_decisions_in_the_ledger(turns: Turns, effects: Any) -> None:
 async def test_policies_in_the_ledger(turns: Turns, scripted: ScriptedModel) -> None:
     """A policy that is set again by the same request does not undo what was set since, whatever became of it all."""
     conversation = await turns.conversation()
-    queue = {"conversation_id": conversation, "policy": api.TURN_POLICY_QUEUE, "request_id": f"q-{conversation}"}
+    queue: dict[str, Any] = {
+        "conversation_id": conversation,
+        "policy": api.TURN_POLICY_QUEUE,
+        "request_id": f"q-{conversation}",
+    }
     await turns("SetTurnPolicy", **queue)
     await turns("SetTurnPolicy", conversation_id=conversation, policy=api.TURN_POLICY_REJECT)
     await turns("SetTurnPolicy", replica=1, **queue)
     answer = await refused(turns("SetTurnPolicy", **{**queue, "policy": api.TURN_POLICY_INTERRUPT}))
     assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
     gate = f"gate-{conversation}"
-    running = {"conversation_id": conversation, "model": SCRIPTED, "request_id": f"t-{conversation}"}
+    running: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED, "request_id": f"t-{conversation}"}
     await turns.until("text_delta", message=said(script({"text": "one two", "pieces": 2, "gate": gate})), **running)
     answer = await refused(turns.chat("say second", conversation_id=conversation))
     assert answer.reason == "TURN_IN_PROGRESS"
-    cancel = {"turn_id": f"t-{conversation}", "request_id": f"c-{conversation}"}
+    cancel: dict[str, Any] = {"turn_id": f"t-{conversation}", "request_id": f"c-{conversation}"}
     cancelled = await turns("CancelTurn", **cancel)
     assert cancelled.turn.status == turn_pb2.TURN_STATUS_CANCELLED
     scripted.open(gate)

@@ -112,11 +112,13 @@ async def _calls(text: str, tools: tuple[OfferedTool, ...] = _TASKS) -> list[tup
     ],
 )
 async def test_plain_words_for_tasks(text: str, tool: str, arguments: dict[str, Any]) -> None:
-    """Where the tools are offered, plain words become calls of them; times stay words, for the user's zone is theirs."""
+    """Where the tools are offered, plain words become calls; times stay words, for the user's zone is the tools'."""
     assert await _calls(text) == [(tool, arguments)]
 
 
-@pytest.mark.parametrize("text", ["add task", "add task   ", "remind me of buy milk", "update task x", "tasks are dull"])
+@pytest.mark.parametrize(
+    "text", ["add task", "add task   ", "remind me of buy milk", "update task x", "tasks are dull"]
+)
 async def test_words_that_are_no_command(text: str) -> None:
     """What lacks its other half is no command, and nothing is called."""
     assert await _calls(text) == []

@@ -19,7 +19,13 @@ _SECONDS = 120
 
 def _run(*command: str, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=_SECONDS, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -42,7 +48,7 @@ def test_it_stands_alone(tmp_path: Path) -> None:
     assert sorted(name for name in zipfile.ZipFile(again).namelist() if ".dist-info/" not in name) == names
 
     place = tmp_path / "installed"
-    zipfile.ZipFile(wheel).extractall(place)
+    zipfile.ZipFile(wheel).extractall(place)  # noqa: S202 - just built
     # Without the checkout, which an editable install has on the path.
     script = (
         "import sys; root = sys.argv[1]; sys.path = [sys.argv[2], *(p for p in sys.path if p and "

@@ -1,6 +1,5 @@
 """What becomes of other services' events, as their contracts write them."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,12 +33,14 @@ class _Writer:
 
 
 @pytest.fixture
-async def writer() -> AsyncIterator[_Writer]:
+def writer() -> _Writer:
     """In place of the service's own."""
-    yield _Writer()
+    return _Writer()
 
 
-async def _take(writer: _Writer, topic: str, payload: Any, *, event_type: str = "", entity: str = "execution") -> Outcome:
+async def _take(
+    writer: _Writer, topic: str, payload: Any, *, event_type: str = "", entity: str = "execution"
+) -> Outcome:
     """Have an event taken as the outbox of its owner writes it."""
     keep_names = topic in topics.SNAKE_CASE_TOPICS
     data = json_format.MessageToDict(payload, preserving_proto_field_name=keep_names)

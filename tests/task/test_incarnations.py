@@ -34,7 +34,7 @@ class _Tasks:
         self.broker = MemoryBroker()
         self.outbox = make_outbox(self.state, self.broker)
         self.ttl_seconds = 0
-        self.state.before_commit = self._note  # type: ignore[method-assign, assignment]
+        self.state.before_commit = self._note
         indexes = Indexes(self.state, 100)  # type: ignore[arg-type]
         self.store = TaskStore(self.state, self.outbox, indexes)  # type: ignore[arg-type]
         self.writer = Writer(self.store)
@@ -71,9 +71,7 @@ async def tasks() -> AsyncIterator[_Tasks]:
 
 
 async def test_an_id_taken_again(tasks: _Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An id can't be taken again for seven days; then it is another task: its events have ids and an incarnation of
-    their own, so that no reader takes them for repetitions.
-    """
+    """After seven days an id may be another task's, whose events have an incarnation and ids of their own."""
     create = api.CreateTaskRequest(task_id="mine", title="first")
     await tasks.writer.create(_USER, create)
     await tasks.writer.complete(_USER, api.CompleteTaskRequest(task_id="mine"))

@@ -15,7 +15,7 @@ from tests.task_tools.asking import Open, Tools
 
 @pytest.fixture
 def tools(mesh: Mesh, user: str) -> Open:
-    """Starts the server for the test's user, by a token: `async with tools() as ask`."""
+    """Starts the server for the test's user, by a token."""
 
     @asynccontextmanager
     async def start(*arguments: str, token: str | None = None, zone: str = "Europe/Berlin") -> AsyncIterator[Tools]:

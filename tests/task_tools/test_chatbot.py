@@ -74,7 +74,7 @@ def bob(mesh: Mesh, user: str, channels: dict[str, grpc.aio.Channel]) -> Person:
 
 
 async def test_tasks_by_talking(ann: Person, bob: Person) -> None:
-    """Plain words add, list, move, complete and delete the caller's tasks on the caller's own wall clock, in one call."""
+    """Plain words add, list, move, complete and delete the caller's tasks, on the caller's own wall clock."""
     for person in (ann, bob):
         await person.extensions.register(stdio("tasks", *servers.TASKS))
     await ann.lives_in("Asia/Tokyo")
@@ -109,7 +109,10 @@ async def test_tasks_by_talking(ann: Person, bob: Person) -> None:
     assert await ann.tasks.list() == []
 
     doubtful = await ann.says("complete task of another world", **talk)
-    assert (doubtful.tool_calls[0].is_error, doubtful.response) == (True, 'There is no task "of another world".')
+    assert (doubtful.tool_calls[0].is_error, doubtful.response) == (
+        True,
+        'Error: There is no task "of another world".',
+    )
     assert "There are no tasks." in (await bob.says("list tasks")).response
     kept = await ann.conversation(added.conversation_id)
     assert kept.retention.max_messages == 200
@@ -142,9 +145,7 @@ async def test_one_registration_for_all(ann: Person, bob: Person, mesh: Mesh, us
 
 
 async def test_a_token_goes_to_acting_commands_alone(ann: Person) -> None:
-    """What acts for users is run as the deployment has it, word for word and without an environment; nothing else
-    gets a token.
-    """
+    """What acts for users is run as the deployment has it and no otherwise; nothing else gets a token."""
     await ann.extensions.loaded(odd())
     assert "gaggle/token" not in await ann.extensions.text("call_id", {}, name="odd", call_id="c1")
     more = await ann.extensions.register(stdio("more", *servers.TASKS, "--zone", "UTC"))

@@ -47,7 +47,7 @@ async def test_a_tasks_life(
         assert task.due_time.ToDatetime(UTC) == _tomorrow(9)
         assert "09:00" in added.text
 
-        await ask("add_task", title="Water bill", repeat="monthly", due="tomorrow")
+        await ask("add_task", title="Water bill", repeat="monthly", due="tomorrow 10am")
         listed = await ask("list_tasks", text="water")
         assert [one["title"] for one in listed.data["tasks"]] == ["Water the plants", "Water bill"]
         doubtful = await ask("complete_task", task="water")
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "missing": ("complete_task", {"task": "nothing of the kind"}, "There is no task"),
     "missing-id": ("delete_task", {"task": "0199-no-such"}, "There is no task"),
     "unnamed": ("delete_task", {"task": "  "}, "Say which"),
-    "past": ("set_reminder", {"task": "Standing", "when": "2001-01-01 09:00"}, "past"),
+    "past": ("set_reminder", {"task": "Standing", "when": "2001-01-01 09:00"}, "gone by"),
     "not-due": ("set_reminder", {"task": "Standing", "when": "10 minutes before"}, "due"),
 }
 

@@ -48,7 +48,7 @@ def test_times_as_people_say_them(text: str, zone: ZoneInfo, expected: str) -> N
 @pytest.mark.parametrize("text", ["", "soon", "someday", "the day after never", "2031", "may", "\x00", "25 o'clock"])
 def test_what_is_no_time(text: str) -> None:
     """What is no time, or names no day, is refused with an example of one."""
-    with pytest.raises(NoTimeError, match="write|say it like"):
+    with pytest.raises(NoTimeError, match=r"write|say it like"):
         read_when(text, _BERLIN, _NOW)
 
 

@@ -9,9 +9,9 @@ It does what lines of the newest user message say, one after the other, and says
     pause SECONDS          waits, at most a minute
     fail                   breaks off, as a provider does that is away
 
-Several `tool` lines in a row joined by a line `and` are one step: they are asked for together. Where it is offered tools
-for tasks, it takes a few plain sentences for calls of them (see plain.py): "add task water the plants tomorrow 9am".
-Where a message has no such line, the answer says so, and lists what there is.
+Several `tool` lines in a row joined by a line `and` are one step: they are asked for together. Where it is offered
+tools for tasks, it takes a few plain sentences for calls of them (see plain.py): "add task water the plants tomorrow
+9am". Where a message has no such line, the answer says so, and lists what there is.
 """
 
 import asyncio
@@ -210,8 +210,7 @@ def _self_description(tools: Sequence[OfferedTool]) -> str:
     return (
         "This is Gaggle's built-in offline model. It is not a language model and does not understand what you write; "
         "it follows lines that begin with a command: tool NAME {json}, say TEXT, think TEXT, pause SECONDS. "
-        f"Tools that it can call now: {names}."
-        + (f" {_PLAIN_HELP}" if plain.offered_tools(tools) else "")
+        f"Tools that it can call now: {names}." + (f" {_PLAIN_HELP}" if plain.offered_tools(tools) else "")
     )
 
 

@@ -9,8 +9,8 @@ One line is one command; words in brackets may be left out:
     delete task WHICH
     remind me of WHICH WHEN
 
-`due` may be left out where the end of the line is a time: "add task water the plants tomorrow 9am". The times themselves
-are read by the tools, in the user's zone.
+`due` may be left out where the end of the line is a time: "add task water the plants tomorrow 9am". The times
+themselves are read by the tools, in the user's zone.
 """
 
 import json
@@ -38,12 +38,16 @@ _UPDATE = re.compile(
 _REMIND = re.compile(r"(?:remind\s+me\s+(?:of|about)|set\s+(?:a\s+)?reminder\s+for)\s+(?P<rest>.+)", re.IGNORECASE)
 
 _DUE = re.compile(r"\s(?:due|by)\s+(?P<due>.+)$", re.IGNORECASE)
-_EVERY = re.compile(r"\s(?:every\s+(?P<unit>day|week|month|year)|(?P<rule>daily|weekly|monthly|yearly))\b", re.IGNORECASE)
+_EVERY = re.compile(
+    r"\s(?:every\s+(?P<unit>day|week|month|year)|(?P<rule>daily|weekly|monthly|yearly))\b", re.IGNORECASE
+)
 _ALERT = re.compile(r"\sremind(?:\s+me)?\s+(?P<span>[\w ]+?)\s+before\b", re.IGNORECASE)
 _PRIORITY = re.compile(r"\s(?:priority\s+(?P<one>\w+)|(?P<two>low|medium|high|urgent)\s+priority)\b", re.IGNORECASE)
 _TAG = re.compile(r"\s#(?P<tag>\w[\w-]*)")
 _BEFORE = re.compile(r"\s(?P<when>\d[\w ]*\s+before|when\s+due|at\s+due\s+time)$", re.IGNORECASE)
-_FIELD = re.compile(r"\b(?P<name>title|due|priority)\s+(?P<value>.+?)(?=\s*,?\s+(?:title|due|priority)\s|$)", re.IGNORECASE)
+_FIELD = re.compile(
+    r"\b(?P<name>title|due|priority)\s+(?P<value>.+?)(?=\s*,?\s+(?:title|due|priority)\s|$)", re.IGNORECASE
+)
 
 _RULES = {"day": "daily", "week": "weekly", "month": "monthly", "year": "yearly"}
 _TIME_BEGINS = frozenset(
@@ -134,7 +138,9 @@ def _which(match: re.Match[str]) -> dict[str, object]:
 
 
 def _update(match: re.Match[str]) -> dict[str, object] | None:
-    fields: dict[str, object] = {one["name"].lower(): one["value"].strip(" ,") for one in _FIELD.finditer(match["rest"])}
+    fields: dict[str, object] = {
+        one["name"].lower(): one["value"].strip(" ,") for one in _FIELD.finditer(match["rest"])
+    }
     return {"task": match["task"].strip(), **fields} if fields else None
 
 

@@ -1,4 +1,4 @@
-"""A connection to the conversation service, and patience: every mutation carries a request_id, so all may be repeated."""
+"""A connection to the conversation service, and patience: mutations carry a request_id, so all may be repeated."""
 
 import asyncio
 import random

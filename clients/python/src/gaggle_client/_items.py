@@ -83,7 +83,8 @@ def _write_message(item: Item) -> _Pieces:
     rest = {name: value for name, value in item.items() if name not in {"role", "content"}}
     if isinstance(content, str):
         return role, [_text(content)], rest or None
-    parts, left = [], []
+    parts: list[ContentPart] = []
+    left: list[Item | None] = []
     for part in content:
         if isinstance(part.get("text"), str):
             parts.append(_text(part["text"]))
