@@ -275,6 +275,8 @@ class TaskTools:
                 raise
             asked = reminder_api.ListRemindersRequest(task_id=found.id)
             given = await self._ask("reminder", "ListReminders", asked, reminder_api.ListRemindersResponse)
+            if not given.reminders:
+                return said(f'The reminder of "{found.title}" has been set, and fired.', task=found)
         reminder = given.reminders[0]
         at = moment(reminder.remind_at, reminder.time_zone)
         return said(f'Reminder of "{found.title}" set for {at}.', reminder=reminder, task=found)
