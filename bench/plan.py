@@ -11,7 +11,12 @@ EVENTS = "events"
 REMINDERS = "reminders1000"
 SYNC = "sync1000"
 TOOLCALL = "toolcall"
-CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, SYNC, TOOLCALL)
+TURN = "turn"
+FIRST_TEXT = "firsttext"
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, SYNC, TOOLCALL, TURN, FIRST_TEXT)
+
+DRIVEN = (TOOLCALL, TURN, FIRST_TEXT)
+"""Measured by a client in Python on every way, `{case}-{system}` in worker.py, without a history of their own."""
 
 BROKERS = ("local", "rabbitmq", "kafka", "kafka-cloud")
 """Component sets, each with a broker of its own."""
@@ -31,6 +36,7 @@ CLIENTS = {
     "gaggle-mesh": GHZ,
     "gaggle-python": STUB,
     "mcp-sdk": STUB,
+    "openai-sdk": STUB,
     "asyncpg": PYTHON,
     "dapr-http-json": PYTHON,
     "openai-agents-dapr": PYTHON,
@@ -52,6 +58,7 @@ SYNC_CLIENTS = 1_000
 SYNC_PER_SECOND = 100
 TOOL_CALLERS = (1, 8)
 """A connection takes 16 calls at once."""
+TURN_CALLERS = (1, 8)
 BURST_CALLERS = 32
 
 
@@ -148,6 +155,10 @@ def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(EVENT, "gaggle", 1, 50)
     tools = ("mcp-sdk", "gaggle", "gaggle-mesh")
     yield from (Cell(TOOLCALL, system, callers, 0) for callers in TOOL_CALLERS for system in tools)
+    ways = ("openai-sdk", "gaggle", "gaggle-mesh")
+    yield from (
+        Cell(case, system, callers, 0) for case in (TURN, FIRST_TEXT) for callers in TURN_CALLERS for system in ways
+    )
     yield from (Cell(EVENTS, broker, BURST_CALLERS, 0) for broker in BROKERS)
     for callers in _CALLERS:
         for history in HISTORIES:

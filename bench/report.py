@@ -15,6 +15,7 @@ from bench.plan import (
     APPEND,
     CASES,
     CLIENTS,
+    DRIVEN,
     EVENT,
     LIST,
     PEERS,
@@ -22,7 +23,6 @@ from bench.plan import (
     STUB,
     SUBSCRIBER,
     SYNC,
-    TOOLCALL,
     Cell,
     Pace,
 )
@@ -171,7 +171,7 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _client(row: Mapping[str, Any]) -> str:
-    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, SYNC: SUBSCRIBER, TOOLCALL: STUB}
+    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, SYNC: SUBSCRIBER, **dict.fromkeys(DRIVEN, STUB)}
     return others.get(row["case"]) or CLIENTS[row["system"]]
 
 

@@ -19,12 +19,15 @@ from rich.console import Console
 from bench import events as broker_events
 from bench import peers, protoset
 from bench.clients.client import Spec
+from bench.clients.turns import ENDPOINT
 from bench.ghz import Ghz, Target
 from bench.plan import (
     APPEND,
     CLIENTS,
+    DRIVEN,
     EVENT,
     EVENTS,
+    FIRST_TEXT,
     GHZ,
     HISTORIES,
     LIST,
@@ -37,6 +40,7 @@ from bench.plan import (
     SYNC_CLIENTS,
     SYNC_PER_SECOND,
     TOOLCALL,
+    TURN,
     Cell,
     Pace,
 )
@@ -92,7 +96,7 @@ def _all_others(
     events = [cell for cell in cells if cell.case == EVENT]
     sessions = [cell for cell in cells if cell.case == SESSIONS]
     loops = [cell for cell in cells if cell.case in {LIST, APPEND}]
-    tools = [cell for cell in cells if cell.case == TOOLCALL]
+    driven = [cell for cell in cells if cell.case in DRIVEN]
     with _stage(cells, pace, console, tell) as stage:
         began = time.monotonic()
 
@@ -114,9 +118,9 @@ def _all_others(
             tell("warming up events")
             stage.measure(events[0])
             rounds(events, pace.rounds)
-        if tools:
-            stage.prepare_tools(tools)
-            rounds(tools, pace.rounds)
+        if driven:
+            stage.prepare_driven(driven)
+            rounds(driven, pace.rounds)
         if loops or sessions:
             stage.prepare([*events, *loops, *sessions])
             for cell in loops:
@@ -223,6 +227,7 @@ class _Stage:
         work: Path,
         pace: Pace,
         tell: Tell,
+        model_url: str,
     ) -> None:
         """`held` ends what is started here; `work` is a directory."""
         self._held = held
@@ -248,6 +253,7 @@ class _Stage:
             document=str(work / "document"),
             pools={str(history): count for history, count in pace.pools.items()},
             **_extension(mesh),
+            **_agent(mesh, model_url),
         )
         (work / "spec.json").write_text(json.dumps(asdict(spec)))
         self._stub = _worker(held, work, Path(sys.executable), "stub")
@@ -274,11 +280,11 @@ class _Stage:
                 self._tell(f"writing histories of {history:,} for {system}")
                 self._peers.ask("prepare", _PREPARE_SECONDS, system=system, history=history)
 
-    def prepare_tools(self, cells: Sequence[Cell]) -> None:
-        """Have every way to the tool opened and tried."""
-        for system in dict.fromkeys(cell.system for cell in cells):
-            self._tell(f"opening the way to a tool by {system}")
-            self._stub.ask("prepare", _PREPARE_SECONDS, system=f"{TOOLCALL}-{system}", history=0)
+    def prepare_driven(self, cells: Sequence[Cell]) -> None:
+        """Have every way to a tool or an answer opened and tried."""
+        for case, system in dict.fromkeys((cell.case, cell.system) for cell in cells):
+            self._tell(f"opening the way of {case} by {system}")
+            self._stub.ask("prepare", _PREPARE_SECONDS, system=f"{case}-{system}", history=0)
 
     def _add_ours(self) -> None:
         straight = {"authorization": f"Bearer {self._token}"}
@@ -332,9 +338,9 @@ class _Stage:
 
     def closed_loop(self, cell: Cell, seconds: float) -> Round:
         """Measure a cell with callers who wait for their answers. Raises Failed."""
-        if cell.case == TOOLCALL:
+        if cell.case in DRIVEN:
             asked = {"case": cell.case, "callers": cell.callers, "history": 0, "seconds": seconds}
-            system = f"{TOOLCALL}-{cell.system}"
+            system = f"{cell.case}-{cell.system}"
             return Round(**self._stub.ask("measure", seconds + _MEASURE_SECONDS, system=system, **asked))
         if CLIENTS[cell.system] == GHZ:
             return self._ghz.closed_loop(self._target(cell), cell.callers, seconds)
@@ -357,17 +363,37 @@ def _stage(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell) -> I
     with contextlib.ExitStack() as held:
         # Unix sockets lie in it, whose paths are short.
         work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
+        cases = {cell.case for cell in cells}
+        settings = dict(_SETTINGS)
+        services = ["conversation", *(["extension"] if TOOLCALL in cases else [])]
+        model_url = ""
+        if cases & {TURN, FIRST_TEXT}:
+            services.append("agent")
+            model_url = _model(held, work)
+            settings["GAGGLE_MODEL_ENDPOINTS"] = json.dumps([{**ENDPOINT, "base_url": model_url}])
         tell("starting the mesh")
-        services = ["conversation", *(["extension"] if any(cell.case == TOOLCALL for cell in cells) else [])]
-        started = held.enter_context(mesh(work / "mesh", services, _SETTINGS))
+        started = held.enter_context(mesh(work / "mesh", services, settings))
         sidecar = BenchSidecar(started)
         held.enter_context(sidecar.run(started, work))
-        yield _Stage(held, started, sidecar, work, pace, tell)
+        yield _Stage(held, started, sidecar, work, pace, tell, model_url)
 
 
 def _extension(mesh: MeshDescription) -> dict[str, str]:
     found = mesh.services.get("extension")
     return {"extension": found.address, "extension_app_id": found.app_id} if found else {}
+
+
+def _agent(mesh: MeshDescription, model_url: str) -> dict[str, str]:
+    found = mesh.services.get("agent")
+    return {"agent": found.address, "agent_app_id": found.app_id, "model_url": model_url} if found else {}
+
+
+def _model(held: contextlib.ExitStack, work: Path) -> str:
+    """Start the model that answers at once; gives its base URL."""
+    log = work / "model.log"
+    command = [sys.executable, "-m", "bench.model_server"]
+    port = first_line(held.enter_context(running(command, log, answers=True)), _START_SECONDS, log)
+    return f"http://127.0.0.1:{port}/v1"
 
 
 def _target(address: str, method: str, requests: Sequence[Message], metadata: dict[str, str]) -> Target:

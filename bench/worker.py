@@ -20,6 +20,12 @@ _MODULES = {
     "toolcall-mcp-sdk": "tools:connect_bare",
     "toolcall-gaggle": "tools:connect_straight",
     "toolcall-gaggle-mesh": "tools:connect_sidecars",
+    "turn-openai-sdk": "turns:connect_bare",
+    "turn-gaggle": "turns:connect_straight",
+    "turn-gaggle-mesh": "turns:connect_sidecars",
+    "firsttext-openai-sdk": "turns:connect_bare_first",
+    "firsttext-gaggle": "turns:connect_straight_first",
+    "firsttext-gaggle-mesh": "turns:connect_sidecars_first",
     "asyncpg": "floor",
     "dapr-http-json": "dapr_http",
     "openai-agents-dapr": "openai_dapr",
@@ -32,8 +38,8 @@ _MODULES = {
 
 
 async def closed_loop(client: Client, case: str, callers: int, history: int, seconds: float) -> dict[str, Any]:
-    """Let `callers` go on one after another call until the time is over."""
-    act = client.append if case == "append1" else client.read
+    """Let `callers` go on one after another call until the time is over; a call may tell which milliseconds count."""
+    act: Any = client.append if case == "append1" else client.read
     clock = time.perf_counter
     latencies: list[float] = []
     end = clock() + seconds
@@ -41,9 +47,9 @@ async def closed_loop(client: Client, case: str, callers: int, history: int, sec
     async def call(caller: int) -> None:
         started = clock()
         while started < end:
-            await act(history, caller)
+            counted = await act(history, caller)
             done = clock()
-            latencies.append((done - started) * 1000)
+            latencies.append((done - started) * 1000 if counted is None else counted)
             started = done
 
     began = clock()

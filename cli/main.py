@@ -19,6 +19,7 @@ from cli.migrate.chat_tables import app as chat_tables_app
 from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
+from cli.task_tools import commands as task_tools_commands
 from cli.tasks.commands import app as tasks_app
 from cli.watch import commands as watch_command
 
@@ -49,6 +50,7 @@ app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
 migrate_app.add_typer(chat_tables_app, name="chat-tables")
 app.add_typer(migrate_app, name="migrate")
+task_tools_commands.register(app)
 demo_command.register(app)
 
 

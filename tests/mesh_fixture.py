@@ -54,8 +54,9 @@ _EXTENSIONS = {
     "GAGGLE_STDIO_PATH": os.environ.get("PATH", ""),
     "GAGGLE_USER_SECRETS": "TEST_SECRET,MISSING_SECRET",
     "GAGGLE_MAX_CONNECTIONS_PER_USER": str(MAX_CONNECTIONS),
+    "GAGGLE_CHAT_EXTENSIONS": '["tasks"]',
 }
-"""What extensions of a mesh under test may run, connect to and ask for."""
+"""What extensions of a mesh under test may run, connect to and ask for, and what its chatbot has."""
 
 SESSION_CACHE_SECONDS = 2.0
 

@@ -48,6 +48,12 @@ class Spec:
     """The extension service itself; empty: it does not run."""
 
     extension_app_id: str = ""
+    agent: str = ""
+    """The agent service itself; empty: it does not run."""
+
+    agent_app_id: str = ""
+    model_url: str = ""
+    """Where the model that answers at once is."""
 
 
 class Client(Protocol):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Read what you were told, and say how you want to be told.",
     epilog="Exit codes: 0 done; 1 the service refused, and stderr says why; 2 wrong usage; 3 no mesh answers.",
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 
 _MOST = 200
@@ -53,7 +53,17 @@ class Kind(StrEnum):
 _KINDS = list(Kind)
 
 
-@app.command("list", epilog="Examples: gaggle notifications list; gaggle notifications list --unread --json")
+@app.callback()
+def inbox(context: typer.Context) -> None:
+    """Read what you were told, and say how you want to be told. Without a command: the inbox."""
+    if context.invoked_subcommand is None:
+        list_notifications()
+
+
+@app.command(
+    "list",
+    epilog="Examples: gaggle notifications; gaggle notifications list; gaggle notifications list --unread --json",
+)
 def list_notifications(
     *,
     unread: Annotated[bool, typer.Option("--unread", help="Only what is not read.")] = False,
@@ -109,6 +119,30 @@ def read(
         typer.echo((await client.call(stub.MarkRead, request, pb.MarkReadResponse)).unread_count)
 
     _run(work, user, timeout, data, address, via, app_id, token)
+
+
+@app.command(epilog="Example: gaggle notifications unsubscribe aW4gYW4gZS1tYWls")
+def unsubscribe(
+    unsubscribe_token: Annotated[
+        str,
+        typer.Argument(metavar="TOKEN", help="From an e-mail's List-Unsubscribe, or the mail that it brought about."),
+    ],
+    *,
+    timeout: TimeoutOption = 10.0,
+    data: DataOption = None,
+    address: AddressOption = "",
+    via: ViaOption = "",
+    app_id: AppIdOption = "",
+) -> None:
+    """End the e-mail of whoever got that token: for the mailbox to which unsubscribing goes."""
+    from gaggle.notification.v1 import notification_service_pb2 as pb
+
+    request = pb.UnsubscribeRequest(token=unsubscribe_token)
+
+    async def work(client: "Client", stub: Any) -> None:
+        await client.call(stub.Unsubscribe, request, pb.UnsubscribeResponse)
+
+    _run(work, "", timeout, data, address, via, app_id, "")
 
 
 @app.command(

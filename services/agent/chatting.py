@@ -20,7 +20,7 @@ from services.agent.prompting import prompt_messages
 from services.agent.running import told
 from services.agent.runs import Runs
 from services.agent.settings import AgentSettings
-from services.agent.turns import Turns
+from services.agent.turns import Once, Turns
 from services.agent.watching import Watcher
 from services.runtime.call import set_deadline
 from services.runtime.errors import DeadlineError, FailedPreconditionError, GaggleError, NotFoundError, UnavailableError
@@ -131,11 +131,11 @@ class Chats:
     # -- approvals and cancelling
 
     async def decide(
-        self, user_id: str, turn_id: str, call_id: str, *, approve: bool, reason: str = ""
+        self, user_id: str, turn_id: str, call_id: str, *, approve: bool, reason: str = "", once: Once | None = None
     ) -> document_pb2.TurnDocument:
         """Approve or deny a call that waits, and go on with the turn if that was the last one.
 
-        Raises NotFoundError, FailedPreconditionError.
+        `once`: the request's place in the ledger. Raises NotFoundError, FailedPreconditionError.
         """
         wanted = turn_pb2.TOOL_CALL_STATUS_APPROVED if approve else turn_pb2.TOOL_CALL_STATUS_DENIED
 
@@ -151,14 +151,16 @@ class Chats:
             call.deny_reason = reason
             return True
 
-        turn, goes_on = await self._turns.decide(user_id, turn_id, decision)
+        turn, goes_on = await self._turns.decide(user_id, turn_id, decision, once)
         if goes_on:
             self._runs.start(turn)
         return turn
 
-    async def cancel(self, user_id: str, turn_id: str) -> document_pb2.TurnDocument:
-        """End a turn as CANCELLED, and give it as it is then. Raises NotFoundError."""
+    async def cancel(self, user_id: str, turn_id: str, once: Once | None = None) -> document_pb2.TurnDocument:
+        """End a turn as CANCELLED, and give it as it is then. Raises NotFoundError, InvalidArgumentError if reused."""
         await self._turns.get(user_id, turn_id)
+        # Cancelling twice is cancelling once, so the row need not be one commit with the effect.
+        await self._turns.claim(once or Once())
         await self._runs.end(user_id, turn_id, turn_pb2.TURN_STATUS_CANCELLED)
         async with contextlib.aclosing(
             self._watcher.follow(user_id, turn_id, 1 << 63)  # type: ignore[type-var]

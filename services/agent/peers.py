@@ -16,6 +16,7 @@ from services.runtime.invocation import Peer
 from services.runtime.requests import valid_id
 
 _TOOL_PAGE = 500
+_LOAD_SECONDS = 90.0
 _LOST = frozenset(
     {error_reason_pb2.ERROR_REASON_NOT_FOUND, error_reason_pb2.ERROR_REASON_USER_ERASED},
 )
@@ -154,6 +155,11 @@ class Extensions:
             response = await self._peer.ask("GetExtension", request, self._issue(user_id))
         extension: extension_pb2.Extension = response.extension
         return extension
+
+    async def load(self, user_id: str, extension_id: str) -> None:
+        """Load an extension; one that is loaded stays so."""
+        request = extension_api.LoadExtensionRequest(extension_id=extension_id)
+        await self._peer.ask("LoadExtension", request, self._issue(user_id), timeout_seconds=_LOAD_SECONDS)
 
     async def tools(self, user_id: str, extension_id: str) -> list[extension_pb2.Tool]:
         """List a loaded extension's tools."""

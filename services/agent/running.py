@@ -153,7 +153,9 @@ class TurnRun:
         self._name = digest(turn.user_id, turn.id)
         self._model: Model = parts.catalog.find(turn.request.model)
         self._toolbox: Toolbox | None = None
+        self._reading: asyncio.Task[Any] | None = None
         self._responses: dict[str, message_pb2.ToolResponse] = {}
+        self._asked: message_pb2.Message | None = None
         self._saved_question = bool(turn.first_sequence)
         self._saved_pending = False
         self._held_events: list[turn_pb2.TurnEvent] = []
@@ -239,9 +241,12 @@ class TurnRun:
             seconds = (turn.deadline.ToDatetime(UTC) - now().ToDatetime(UTC)).total_seconds()
             limit = None if turn.ending else seconds
             async with asyncio.timeout(limit):
-                await self._take()
-                if not turn.ending:
-                    await self._answer()
+                try:
+                    await self._take()
+                    if not turn.ending:
+                        await self._answer()
+                finally:
+                    await self._stop_reading()
         except TimeoutError:
             limit_text = str(turn.request.options.timeout_seconds)
             reason = error_reason_pb2.ERROR_REASON_TURN_LIMIT_REACHED
@@ -259,6 +264,10 @@ class TurnRun:
             )
         )
         if not turn.first_sequence and turn.request.message:
+            if not turn.ending:
+                # What was there before the question can be read while that is saved.
+                before = _tokens(self._question_message())
+                self._reading = asyncio.create_task(self._context(less_tokens=before))
             await self._save_question()
         if turn.HasField("pending"):
             await self._append_pending()
@@ -279,14 +288,24 @@ class TurnRun:
 
     # -- saving
 
-    async def _save_question(self) -> None:
-        turn = self.turn
-        message = message_pb2.Message(
+    async def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._reading = None
+
+    def _question_message(self) -> message_pb2.Message:
+        request = self.turn.request
+        return message_pb2.Message(
             id=f"{self._name}-q",
             role=message_pb2.ROLE_USER,
-            content=turn.request.message,
-            metadata=turn.request.options.metadata,
+            content=request.message,
+            metadata=request.options.metadata,
         )
+
+    async def _save_question(self) -> None:
+        turn = self.turn
+        self._asked = message = self._question_message()
         saved = await self._append([message], "q")
         turn.first_sequence = turn.last_sequence = saved.first_sequence
         self._saved_question = True
@@ -390,20 +409,16 @@ class TurnRun:
     async def _step(self) -> bool:
         """Ask the model once; gives whether that was the end."""
         turn = self.turn
-        if self._toolbox is None:
-            self._toolbox = await self._open_toolbox()
         options = turn.request.options
+        if self._reading is not None:
+            context = await self._reading
+            self._reading = None
+            if self._asked is not None and all(one.id != self._asked.id for one in context.messages):
+                context.messages.append(self._asked)
+        else:
+            context = await self._context()
+        assert self._toolbox is not None
         offered = self._toolbox.offered
-        budget = token_budget(
-            self._model.context_tokens,
-            options.context_budget,
-            options.max_output_tokens,
-            options.system_prompt,
-            offered,
-        )
-        context = await self._patiently(
-            lambda: self._parts.conversations.context(turn.user_id, turn.request.conversation_id, budget)
-        )
         if not turn.steps and not turn.log_rows:
             self._emit(started=self._started(incomplete=context.incomplete))
         for event in self._held_events:
@@ -418,6 +433,23 @@ class TurnRun:
         )
         text, thinking, finished = await self._ask(prompt)
         return await self._record(text, thinking, finished)
+
+    async def _context(self, *, less_tokens: int = 0) -> Any:
+        """Open the tools, and read what the model is to be given: a GetContextResponse."""
+        turn, options = self.turn, self.turn.request.options
+        if self._toolbox is None:
+            self._toolbox = await self._open_toolbox()
+        budget = token_budget(
+            self._model.context_tokens,
+            options.context_budget,
+            options.max_output_tokens,
+            options.system_prompt,
+            self._toolbox.offered,
+        )
+        left = max(budget - less_tokens, 1)
+        return await self._patiently(
+            lambda: self._parts.conversations.context(turn.user_id, turn.request.conversation_id, left)
+        )
 
     def _started(self, *, incomplete: bool) -> turn_pb2.TurnStarted:
         request = self.turn.request
@@ -437,7 +469,8 @@ class TurnRun:
         if not request.extensions:
             return Toolbox()
         user_id, extensions = self.turn.user_id, self._parts.extensions
-        return await self._for_a_while(lambda: open_toolbox(extensions, user_id, request.extensions))
+        own = self._settings.chat_extensions
+        return await self._for_a_while(lambda: open_toolbox(extensions, user_id, request.extensions, own))
 
     async def _for_a_while(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Do something that needs the extension service, which may be starting again."""
@@ -997,6 +1030,11 @@ class TurnRun:
                 if self.journal.position != position or moment - told_at >= self._settings.lease_seconds / 4:
                     position, told_at = self.journal.position, moment
                     await store.state.commit([self._parts.turns.checkpoint(self.turn, self.journal.unsaved())])
+
+
+def _tokens(message: message_pb2.Message) -> int:
+    """Count as the conversation service does where nobody has: a quarter of the bytes."""
+    return -(-message.ByteSize() // 4)
 
 
 def _looks_unique(call_id: str) -> bool:

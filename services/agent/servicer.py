@@ -13,7 +13,7 @@ from services.agent.models.catalog import Catalog
 from services.agent.runs import unfinished_text
 from services.agent.sessions import Sessions
 from services.agent.store import AgentStore
-from services.agent.turns import ENDED, Turns, describe
+from services.agent.turns import ENDED, Once, Turns, describe
 from services.agent.watching import Watcher
 from services.runtime.access import Access, user_or
 from services.runtime.errors import InvalidArgumentError
@@ -73,7 +73,8 @@ class AgentServicer(api_grpc.AgentServiceServicer):
     async def CancelTurn(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         validation.named_turn(request.turn_id, request.request_id).raise_if_any()
-        return api.CancelTurnResponse(turn=describe(await self._chats.cancel(_user(), request.turn_id)))
+        once = Once.of(_user(), "CancelTurn", request)
+        return api.CancelTurnResponse(turn=describe(await self._chats.cancel(_user(), request.turn_id, once)))
 
     async def SetTurnPolicy(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
@@ -84,13 +85,17 @@ class AgentServicer(api_grpc.AgentServiceServicer):
     async def ApproveToolCall(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         validation.call(request.turn_id, request.request_id, request.call_id)
-        turn = await self._chats.decide(_user(), request.turn_id, request.call_id, approve=True)
+        once = Once.of(_user(), "ApproveToolCall", request)
+        turn = await self._chats.decide(_user(), request.turn_id, request.call_id, approve=True, once=once)
         return api.ApproveToolCallResponse(turn=describe(turn))
 
     async def DenyToolCall(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         validation.call(request.turn_id, request.request_id, request.call_id, request.reason)
-        turn = await self._chats.decide(_user(), request.turn_id, request.call_id, approve=False, reason=request.reason)
+        once = Once.of(_user(), "DenyToolCall", request)
+        turn = await self._chats.decide(
+            _user(), request.turn_id, request.call_id, approve=False, reason=request.reason, once=once
+        )
         return api.DenyToolCallResponse(turn=describe(turn))
 
     async def CreateSession(self, request: Any, context: Any) -> Any:  # noqa: ARG002

@@ -125,7 +125,8 @@ class AgentSettings(ServiceSettings):
     """Messages that a conversation of ChatService's making keeps; 0: all."""
 
     chat_extensions: tuple[str, ...] = ()
-    """Extensions whose tools ChatService's turns may call where a request names none, as JSON."""
+    """Extensions whose tools ChatService's turns may call where a request names none, as JSON. They are loaded for
+    whoever has not done so; shared ones are there for everybody."""
 
     conversation_app: str = "conversation"
     """App id, without the mesh's suffix, of the conversation service."""

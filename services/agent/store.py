@@ -21,7 +21,6 @@ from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.runtime.errors import ConflictError
 from services.runtime.keys import user_part
 from services.runtime.outbox import Number, Outbox
-from services.runtime.requests import new_row
 from services.runtime.state import Item, Put, Remove, StateStore
 from services.runtime.users import Users
 
@@ -214,9 +213,3 @@ class AgentStore:
     async def checkpoint(self, user_id: str, turn_id: str, attempt: int) -> document_pb2.Checkpoint | None:
         """Read what an attempt says of itself."""
         return await self.read(checkpoint_key(user_id, turn_id, attempt), document_pb2.Checkpoint)
-
-
-def ledger_row(transaction: Transaction, key: str, body_hash: bytes, answer: Message) -> None:
-    """Note the first answer to a request_id; `key` empty: there is none."""
-    if key:
-        transaction.puts.append(new_row(key, body_hash, answer.SerializeToString()))

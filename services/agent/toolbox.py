@@ -3,13 +3,15 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from gaggle.extension.v1 import extension_pb2
 from services.agent.models.base import OfferedTool
 from services.agent.peers import Extensions
 
 _MOST_NAME = 64
+_LOADED = frozenset({extension_pb2.CONNECTION_STATE_LOADED, extension_pb2.CONNECTION_STATE_RESTARTING})
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -43,11 +45,18 @@ class Toolbox:
         return self._tools.get(name)
 
 
-async def open_toolbox(extensions: Extensions, user_id: str, names: Sequence[str]) -> Toolbox:
-    """List the tools of some loaded extensions. Raises what the extension service tells."""
+async def open_toolbox(
+    extensions: Extensions, user_id: str, names: Sequence[str], own: Collection[str] = ()
+) -> Toolbox:
+    """List the tools of some loaded extensions. Raises what the extension service tells.
+
+    `own`: the deployment's, which are loaded for whoever has not done so.
+    """
 
     async def of(name: str) -> list[Tool]:
         found = await extensions.find(user_id, name)
+        if name in own and found.connection.state not in _LOADED:
+            await extensions.load(user_id, found.id)
         return [
             Tool(
                 OfferedTool(model_name(found.key, tool.name), tool.description, tool.input_schema_json),

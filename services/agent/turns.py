@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, timedelta
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -43,7 +44,7 @@ from services.runtime.errors import (
     TooManyRequestsError,
 )
 from services.runtime.ids import new_id
-from services.runtime.requests import body_hash
+from services.runtime.requests import body_hash, first_answer, new_row, row_key
 from services.runtime.state import Put, Remove
 
 QUEUE = 15
@@ -59,7 +60,7 @@ ENDED = frozenset(
 DAY_SECONDS = 86_400
 # A turn may wait for a person for thirty days before the time to keep it begins.
 LONGEST_WAIT_DAYS = 31
-_METHOD = "/gaggle.agent.v1.AgentService/Chat"
+_SERVICE = "gaggle.agent.v1.AgentService"
 _WAITING = turn_pb2.TOOL_CALL_STATUS_WAITING_APPROVAL
 
 
@@ -75,6 +76,35 @@ class Begun:
     new: bool
     interrupts: str = ""
     """The turn that has to be ended first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A request's place in the ledger, where it brought an id: it has one effect, and is answered again."""
+
+    key: str = ""
+    digest: bytes = b""
+
+    @classmethod
+    def of(cls, user_id: str, method: str, request: Any) -> "Once":
+        """Name a request of AgentService."""
+        if not request.request_id:
+            return cls()
+        return cls(row_key(user_id, request.request_id), body_hash(f"/{_SERVICE}/{method}", request))
+
+    @property
+    def keys(self) -> list[str]:
+        """What to read for it."""
+        return [self.key] if self.key else []
+
+    def had(self, transaction: Transaction) -> bool:
+        """Tell whether it has had its effect. Raises InvalidArgumentError, REQUEST_ID_REUSED."""
+        return bool(self.key) and first_answer(transaction.item(self.key), self.digest) is not None
+
+    def note(self, transaction: Transaction) -> None:
+        """Plan the row that says that it has."""
+        if self.key:
+            transaction.puts.append(new_row(self.key, self.digest, b""))
 
 
 def digest(user_id: str, turn_id: str) -> str:
@@ -280,19 +310,29 @@ class Turns:
         return await self.store.change([key, lane, watched], apply, confirm=[key, lane])
 
     async def decide(
-        self, user_id: str, turn_id: str, decision: Callable[[document_pb2.TurnDocument], bool]
+        self,
+        user_id: str,
+        turn_id: str,
+        decision: Callable[[document_pb2.TurnDocument], bool],
+        once: Once | None = None,
     ) -> tuple[document_pb2.TurnDocument, bool]:
         """Decide on calls that wait; gives the turn, and whether this process has to go on with it.
 
-        `decision` changes the turn's calls and says whether it did. Raises NotFoundError, and what `decision` raises.
+        `decision` changes the turn's calls and says whether it did; a request that had its effect `once` is not judged
+        again. Raises NotFoundError, and what `decision` raises.
         """
+        once = once or Once()
         key, watched = turn_key(user_id, turn_id), watchlist_key(user_id, turn_id)
 
         def apply(transaction: Transaction) -> tuple[document_pb2.TurnDocument, bool]:
             turn = transaction.read(key, document_pb2.TurnDocument)
             if turn is None:
                 raise NotFoundError("turn", turn_id)
-            if not decision(turn):
+            if once.had(transaction):
+                return turn, False
+            changed = decision(turn)
+            once.note(transaction)
+            if not changed:
                 return turn, False
             turn.update_time.CopyFrom(now())
             goes_on = turn.status == turn_pb2.TURN_STATUS_WAITING_APPROVAL and not any(
@@ -306,7 +346,17 @@ class Turns:
             transaction.put(key, turn)
             return turn, goes_on
 
-        return await self.store.change([key, watched], apply, confirm=[key])
+        return await self.store.change([key, watched, *once.keys], apply, confirm=[key])
+
+    async def claim(self, once: Once) -> None:
+        """Note a request whose effect is the same however often it is had. Raises InvalidArgumentError if reused."""
+
+        def apply(transaction: Transaction) -> None:
+            if not once.had(transaction):
+                once.note(transaction)
+
+        if once.key:
+            await self.store.change(once.keys, apply)
 
     # -- ending
 
@@ -386,16 +436,22 @@ class Turns:
 
     async def set_policy(self, user_id: str, request: api.SetTurnPolicyRequest) -> None:
         """Say what becomes of a second turn. Raises NotFoundError."""
-        await self._conversations.exists(user_id, request.conversation_id)
+        once = Once.of(user_id, "SetTurnPolicy", request)
         key = lane_key(user_id, request.conversation_id)
 
-        def apply(transaction: Transaction) -> None:
+        async def apply(transaction: Transaction) -> bool:
+            # A repetition must not undo what was said since, nor miss a conversation that is gone by now.
+            if once.had(transaction):
+                return False
+            await self._conversations.exists(user_id, request.conversation_id)
+            once.note(transaction)
             lane = transaction.read(key, document_pb2.Lane) or document_pb2.Lane()
             if lane.policy != request.policy:
                 lane.policy = request.policy
                 transaction.put(key, lane)
+            return True
 
-        await self.store.change([key], apply)
+        _: bool = await self.store.change([key, *once.keys], apply)
 
     async def get(self, user_id: str, turn_id: str) -> document_pb2.TurnDocument:
         """Read a turn. Raises NotFoundError."""
@@ -502,7 +558,7 @@ def request_hash(request: api.ChatRequest) -> bytes:
     body = api.ChatRequest()
     body.CopyFrom(request)
     body.after_position = 0
-    return body_hash(_METHOD, body)
+    return body_hash(f"/{_SERVICE}/Chat", body)
 
 
 def reused() -> GaggleError:

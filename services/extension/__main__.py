@@ -20,12 +20,17 @@ from services.runtime.service import Exposed, Runtime, Wiring, run
 
 def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
     """Put the service together."""
+
+    def issue(user_id: str) -> str:
+        # Not `runtime.tokens.issue`: the tokens are there once the service is ready.
+        return runtime.tokens.issue(user_id)
+
     process = new_id()
     store = ExtensionStore(runtime.state, runtime.outbox)
     registry = Registry(store)
     connections = Connections(store, runtime.secret, settings, process)
     peers = Peers(process)
-    use = Use(store, connections, peers, settings)
+    use = Use(store, connections, peers, settings, issue)
     owner = Owner(store, registry, connections)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
     servicer = ExtensionServicer(store, registry, use, peers)

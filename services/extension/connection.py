@@ -30,6 +30,9 @@ MAX_TOOLS_BYTES = 8 * 1024 * 1024
 CALL_ID = "gaggle/call-id"
 """The member of `_meta` by which a server is told a call's id: an idempotency key."""
 
+TOKEN = "gaggle/token"  # noqa: S105 - a name
+"""The member of `_meta` by which one of the deployment's acting commands gets a token for the user who calls."""
+
 _MAX_PAGES = 100
 _CLOSE_SECONDS = 10.0
 _ANSWER: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
@@ -158,9 +161,16 @@ class Connection:
         return self._tools
 
     async def call(
-        self, tool: str, arguments: dict[str, Any], *, call_id: str, on_progress: ProgressFnT, on_log: LogFn
+        self,
+        tool: str,
+        arguments: dict[str, Any],
+        *,
+        call_id: str,
+        token: str = "",
+        on_progress: ProgressFnT,
+        on_log: LogFn,
     ) -> types.CallToolResult:
-        """Call a tool; the server is told if the caller stops waiting.
+        """Call a tool; the server is told if the caller stops waiting. `token` is for acting commands alone.
 
         Raises CallFailedError if the server answers with an error, ConnectionLostError if it dies.
         """
@@ -170,7 +180,8 @@ class Connection:
             async with self._slots:
                 session = self._usable().session
                 # Its type names the members that the protocol knows; others may stand beside them.
-                meta: Any = {CALL_ID: call_id} if call_id else None
+                named = {CALL_ID: call_id, TOKEN: token}
+                meta: Any = {name: value for name, value in named.items() if value} or None
                 request = types.CallToolRequest(
                     params=types.CallToolRequestParams(
                         name=tool,

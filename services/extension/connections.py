@@ -11,11 +11,14 @@ anew has another process id and holds nothing of its past.
 import asyncio
 import contextlib
 import contextvars
+import os
+import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -29,7 +32,7 @@ from services.extension.http import http_connection
 from services.extension.process import Death, Launch, Reaper, Streams, child_process
 from services.extension.settings import ExtensionSettings
 from services.extension.store import Draft, ExtensionStore, View
-from services.extension.targets import AddressPolicy, TargetBlockedError, find_command
+from services.extension.targets import AddressPolicy, TargetBlockedError, find_command, is_acting
 from services.runtime import topics
 from services.runtime.errors import ConflictError, GaggleError, NotFoundError, TooManyRequestsError, UnavailableError
 from services.runtime.state import Item
@@ -59,6 +62,9 @@ class Live:
 
     loading: bool
     """It is not yet noted that the extension is loaded."""
+
+    acting: bool = False
+    """It is one of the deployment's acting commands, which get a token with each call."""
 
     answered: bool = False
     used_at: float = field(default_factory=time.monotonic)
@@ -145,7 +151,14 @@ class Connections:
             raise MovedError
         connection = Connection(transport, max_calls=self._settings.max_calls_per_connection)
         failures = view.own.connection.failures if view.own else 0
-        live = Live(key, connection, view.registration.version, failures, loading=view.state != domain.LOADED)
+        live = Live(
+            key,
+            connection,
+            view.registration.version,
+            failures,
+            loading=view.state != domain.LOADED,
+            acting=is_acting(view.registration.config, self._settings.acting_commands),
+        )
         try:
             await connection.open(self._settings.start_timeout_seconds)
         except BaseException as error:
@@ -175,11 +188,15 @@ class Connections:
         settings = self._settings
         if domain.type_of(config) == "stdio":
             stdio = config.stdio
+            acting = is_acting(config, settings.acting_commands)
+            allowed, path = settings.stdio_commands, settings.stdio_path
+            if acting:
+                allowed, path = settings.acting_commands, f"{Path(sys.executable).parent}{os.pathsep}{path}"
             try:
-                program = find_command(stdio.cmd, stdio.args, settings.stdio_commands, settings.stdio_path)
+                program = find_command(stdio.cmd, stdio.args, allowed, path)
             except OSError as error:
                 raise ConnectionLostError(str(error)) from error
-            env = await self._environment(view)
+            env = self._acting_environment(view) if acting else await self._environment(view)
             home = settings.stdio_home
             launch = Launch(program, tuple(stdio.args), env, settings.stdio_path, home=home, cwd=stdio.cwd)
 
@@ -205,6 +222,19 @@ class Connections:
             )
 
         return connection
+
+    def _acting_environment(self, view: View) -> Mapping[str, str]:
+        """Tell an acting command the way into the mesh, and nothing that could lead it elsewhere."""
+        declared, env_keys = domain.env_of(view.registration.config)
+        if declared or env_keys or view.registration.config.stdio.cwd:
+            raise TargetBlockedError(view.registration.config.stdio.cmd, "acts for users, and so takes no environment")
+        settings = self._settings
+        token = settings.dapr_api_token.get_secret_value()
+        return {
+            "GAGGLE_SIDECAR_ADDRESS": settings.sidecar_target,
+            "GAGGLE_APP_ID_SUFFIX": settings.app_id_suffix,
+            **({"DAPR_API_TOKEN": token} if token else {}),
+        }
 
     async def _environment(self, view: View) -> Mapping[str, str]:
         declared, env_keys = domain.env_of(view.registration.config)

@@ -20,6 +20,12 @@ class ExtensionSettings(ServiceSettings):
     extension may run one if its command and arguments begin with these words; what follows is its own. The first word
     is a name, looked up in `stdio_path`, or an absolute path. None by default: nothing is run."""
 
+    acting_commands: _Commands = ()
+    """Commands of the deployment's own that act for the user who calls, separated by `;`: `gaggle mcp --on-behalf`. An
+    extension may run one if its command and arguments are exactly these words. With each call the server gets a token
+    of this service for that user, in `_meta`; it reaches the mesh by this service's sidecar. The first word is looked
+    up beside this service's own Python before `stdio_path`."""
+
     stdio_path: str = "/usr/local/bin:/usr/bin:/bin"
     """Where names of commands are looked up, and the PATH that child processes get."""
 
@@ -89,7 +95,7 @@ class ExtensionSettings(ServiceSettings):
     call_timeout_seconds: float = Field(default=90.0, gt=0)
     """A unary call's own limit; loading may take a minute."""
 
-    @field_validator("stdio_commands", mode="before")
+    @field_validator("acting_commands", "stdio_commands", mode="before")
     @classmethod
     def _commands(cls, value: object) -> object:
         if not isinstance(value, str):

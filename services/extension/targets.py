@@ -5,7 +5,7 @@ import ipaddress
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from google.rpc import code_pb2
 
 from gaggle.common.v1 import error_reason_pb2
+from gaggle.extension.v1 import extension_pb2
 from services.runtime.errors import GaggleError
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -37,6 +38,11 @@ class TargetBlockedError(GaggleError):
             reason=error_reason_pb2.ERROR_REASON_MCP_TARGET_BLOCKED,
             metadata={"target": target},
         )
+
+
+def is_acting(config: extension_pb2.ExtensionConfig, acting: Collection[Sequence[str]]) -> bool:
+    """Tell whether an extension is, word for word, one of the commands that act for the user who calls."""
+    return config.HasField("stdio") and (config.stdio.cmd, *config.stdio.args) in acting
 
 
 def find_command(cmd: str, args: Sequence[str], allowed: Sequence[Sequence[str]], path: str) -> str:

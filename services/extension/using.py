@@ -47,13 +47,19 @@ class Use:
     """What a user does with extensions, beside registering them."""
 
     def __init__(
-        self, store: ExtensionStore, connections: Connections, peers: Peers, settings: ExtensionSettings
+        self,
+        store: ExtensionStore,
+        connections: Connections,
+        peers: Peers,
+        settings: ExtensionSettings,
+        issue: Callable[[str], str],
     ) -> None:
-        """`connections` are this replica's, `peers` the ways to the others."""
+        """`connections` are this replica's, `peers` the ways to the others; `issue` gives a token for a user."""
         self._store = store
         self._connections = connections
         self._peers = peers
         self._settings = settings
+        self._issue = issue
         self._ledger = CallLedger(
             grace_seconds=settings.call_grace_seconds,
             answer_seconds=settings.answer_seconds,
@@ -269,7 +275,12 @@ class Use:
             try:
                 async with asyncio.timeout(seconds):
                     answer = await live.connection.call(
-                        known.tool.name, arguments, call_id=request.call_id, on_progress=on_progress, on_log=on_log
+                        known.tool.name,
+                        arguments,
+                        call_id=request.call_id,
+                        token=self._issue(view.user_id) if live.acting else "",
+                        on_progress=on_progress,
+                        on_log=on_log,
                     )
             except TimeoutError:
                 raise DeadlineError(f"tool {known.tool.name!r}") from None

@@ -15,6 +15,7 @@ from services.notification.settings import NotificationSettings
 from services.notification.store import NotificationStore
 from services.notification.sweeping import Sweep
 from services.notification.tokens import UnsubscribeTokens
+from services.notification.web import UnsubscribePage
 from services.notification.webhook import Webhooks
 from services.notification.writing import Writer
 from services.runtime import topics
@@ -33,6 +34,7 @@ def build(runtime: Runtime, settings: NotificationSettings) -> Wiring:
     holder = f"{settings.app_id}@{socket.gethostname()}:{settings.port}"
     delivery = Delivery(store, mailer, webhooks, settings, metrics, holder=holder)
     writer = Writer(store, delivery, tokens, settings, metrics)
+    page = UnsubscribePage(writer, settings.host, settings.unsubscribe_port)
     servicer = NotificationServicer(writer, Reader(store), settings.webhook_allowed_networks)
     owner = Owner(store)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
@@ -49,8 +51,9 @@ def build(runtime: Runtime, settings: NotificationSettings) -> Wiring:
             Exposed(owners["EntityOwnerService"], OwnerServicer(owner), OWNER_ACCESS),
         ],
         subscriptions=events.subscriptions(topics.dead_letter_topic(settings.app_id)),
-        start=[runtime.outbox.start, load_key],
+        start=[runtime.outbox.start, load_key, page.start],
         background=[delivery.run, Sweep(store, delivery, settings).run],
+        stop=[page.stop],
     )
 
 

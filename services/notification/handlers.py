@@ -128,9 +128,19 @@ def _recipe(kind: int, what: str) -> Callable[[Body, Body], _Told]:
         name = _text(data, "recipe_name") or _text(data, "title") or _text(data, "name") or _text(data, "recipe_id")
         title = f"Recipe {name} {what}" if name else f"Recipe {what}"
         subject = _text(data, "execution_id") or _text(body, "entity_id")
-        return kind, title, _text(data, "error") or _text(data, "summary"), "execution", subject
+        return kind, title, _failure(data) or _text(data, "summary"), "execution", subject
 
     return read
+
+
+def _failure(data: Body) -> str:
+    """Say why a recipe failed: ours tell an ExecutionError, other publishers a text."""
+    error = data.get("error")
+    if isinstance(error, dict):
+        said = _text(error, "message") or _text(error, "reason")
+        step = _text(error, "step_id")
+        return f"{said} (step {step})" if said and step else said
+    return _text(data, "error")
 
 
 def _requested(body: Body, data: Body) -> _Told | None:

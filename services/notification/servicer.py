@@ -14,6 +14,8 @@ from services.runtime.identity import current_caller
 NOTIFICATION_ACCESS: dict[str, Access] = {
     "ListNotifications": user_or("agent", "sync"),
     "GetUnreadCount": user_or("agent", "sync"),
+    # Whose task tools read times on the user's own wall clock.
+    "GetPreferences": user_or("extension"),
     "SendNotification": only("agent", "extension", "recipe", "recurrence", "reminder", "task"),
     # Whoever has the e-mail: its token is the proof.
     "Unsubscribe": PUBLIC,

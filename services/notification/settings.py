@@ -28,7 +28,11 @@ class NotificationSettings(ServiceSettings):
 
     unsubscribe_url: str = ""
     """An https address that ends e-mail by POST, `{token}` in it stands for the token of `Unsubscribe`; empty: the
-    header List-Unsubscribe names the sender's mailbox alone."""
+    header List-Unsubscribe names the sender's mailbox alone, and whoever reads it passes the token on."""
+
+    unsubscribe_port: int = Field(default=0, ge=0, le=65535)
+    """Where this service answers that address itself, by HTTP at `/unsubscribe?token={token}` of `host`; what ends TLS
+    stands before it. 0: something else does."""
 
     webhook_timeout_seconds: float = Field(default=10.0, gt=0)
     """How long a webhook may take to answer."""

@@ -189,7 +189,8 @@ class Edit:
         document.ClearField("due_at")
         if task.due_at is not None:
             document.due_at.CopyFrom(timestamp(task.due_at))
-        document.task_revision = max(document.task_revision, task.revision)
+        # Of a task that takes a deleted one's id, revisions count from the beginning.
+        document.task_revision = task.revision if document.task_gone else max(document.task_revision, task.revision)
         document.task_gone = False
         self.changed |= document.SerializeToString(deterministic=True) != before
 

@@ -12,11 +12,11 @@ from services.runtime.access import Access, user_or
 from services.runtime.identity import current_caller
 
 REMINDER_ACCESS: dict[str, Access] = {
-    "ScheduleReminders": user_or("agent", SERVICE),
+    "ScheduleReminders": user_or("agent", "extension", SERVICE),
     "RescheduleReminders": user_or("agent", SERVICE),
     "CancelReminders": user_or("agent", SERVICE),
     "GetReminder": user_or("agent", "notification", "sync"),
-    "ListReminders": user_or("agent", "notification", "sync"),
+    "ListReminders": user_or("agent", "extension", "notification", "sync"),
     "*": user_or("agent"),
 }
 

@@ -17,10 +17,10 @@ from services.task.validation import named
 from services.task.writing import Writer
 
 TASK_ACCESS: dict[str, Access] = {
-    "GetTask": user_or("agent", "notification", "recurrence", "reminder", "sync"),
-    "ListTasks": user_or("agent", "reminder", "sync"),
-    "UpdateTask": user_or("agent", "reminder"),
-    "*": user_or("agent"),
+    "GetTask": user_or("agent", "extension", "notification", "recurrence", "reminder", "sync"),
+    "ListTasks": user_or("agent", "extension", "reminder", "sync"),
+    "UpdateTask": user_or("agent", "extension", "reminder"),
+    "*": user_or("agent", "extension"),
 }
 OCCURRENCE_ACCESS: dict[str, Access] = {"*": only("recurrence")}
 OWNER_ACCESS: dict[str, Access] = {"*": only("audit"), "ListUsers": only("audit", "recurrence", "reminder")}

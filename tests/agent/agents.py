@@ -1,11 +1,12 @@
 """A user's calls of the agent service, and what its streams say."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc.aio
+import psutil
 
 from gaggle.agent.v1 import agent_service_pb2 as api
 from gaggle.agent.v1 import agent_service_pb2_grpc, turn_pb2
@@ -184,3 +185,17 @@ def _gist(message: message_pb2.Message) -> str:
         else:
             parts.append(kind)
     return " | ".join(parts)
+
+
+@contextmanager
+def store_away(mesh: Mesh) -> Iterator[None]:
+    """Stop PostgreSQL with all its processes, as a store that hangs."""
+    parent = psutil.Process(mesh.pid("postgres"))
+    stopped = [parent, *parent.children(recursive=True)]
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in reversed(stopped):
+            process.resume()

@@ -40,6 +40,7 @@ def agents(scripted: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GAGGLE_MODEL_ENDPOINTS", json.dumps([endpoint, keyless]))
         environment.setenv("GAGGLE_MODEL_BACKOFF_SECONDS", "0.05")
+        environment.setenv("GAGGLE_CHAT_EXTENSIONS", "[]")
         environment.setenv("GAGGLE_LEASE_SECONDS", "4")
         environment.setenv("GAGGLE_RECOVERY_SECONDS", "0.5")
         mesh = start_mesh(data, only=SERVICES, replicas={"agent": 2})

@@ -1,5 +1,7 @@
 """A server that speaks OpenAI's chat completions over real HTTP and does what the newest user message tells it to.
 
+It streams, or not, as it is asked; gates and faults are for streams.
+
 The message is a JSON list of answers, one for each call of the model in the turn:
 
     text, pieces     what to say, in so many chunks
@@ -83,6 +85,8 @@ class ScriptedModel:
             if self._tries[key] <= times:
                 headers = {"retry-after": str(answer["retry_after"])} if "retry_after" in answer else {}
                 return _error(status, code, headers)
+        if not body.get("stream"):
+            return JSONResponse(_whole(body["model"], answer))
         breaks = self._tries[key] <= answer.get("break_off", 0)
         return StreamingResponse(self._stream(body["model"], answer, breaks=breaks), media_type="text/event-stream")
 
@@ -129,6 +133,28 @@ class ScriptedModel:
         self.waiting[gate] += 1
         while gate not in self._opened:  # noqa: ASYNC110 - opened from another thread
             await asyncio.sleep(0.01)
+
+
+def _whole(model: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is not streamed: text, calls and usage of it."""
+    calls = [
+        {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for call_id, name, arguments in answer.get("calls", ())
+    ]
+    message: dict[str, Any] = {"role": "assistant", "content": answer.get("text")}
+    if calls:
+        message["tool_calls"] = calls
+    prompt, completion, cached = answer.get("usage", (10, 5, 2))
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    finish = answer.get("finish", "tool_calls" if calls else "stop")
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    head = {"id": "scripted", "object": "chat.completion", "created": 1, "model": f"{model}-resolved"}
+    return {**head, "choices": [choice], "usage": usage}
 
 
 def script(*answers: dict[str, Any], mark: str = "") -> str:

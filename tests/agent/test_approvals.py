@@ -9,7 +9,7 @@ import pytest
 from gaggle.agent.v1 import agent_service_pb2 as api
 from gaggle.agent.v1 import session_pb2, turn_pb2
 from tests.agent.agents import SCRIPTED, Turns, ended, kinds, said, spoken
-from tests.agent.scripted import script
+from tests.agent.scripted import ScriptedModel, script
 from tests.conversation.talking import refused
 from tests.mesh_fixture import Mesh
 
@@ -127,3 +127,64 @@ async def test_modes(turns: Turns, effects: Any, mode: "session_pb2.ApprovalMode
     events = await turns.chat(script({"calls": calls}, {"text": "Done"}), session_id=session.id)
     assert kinds(events).count("approval_requested") == waiting
     assert kinds(events)[-1] == ("waiting" if waiting else "ended")
+
+
+async def test_decisions_in_the_ledger(turns: Turns, effects: Any) -> None:
+    """A decision's request_id has one effect, is answered again once the turn has gone on, and is good for no other."""
+    conversation, fields = await _ask(turns, effects.path, "one", "two")
+    events = [event async for event in turns.stream(**fields)]
+    first, second = (event.approval_requested for event in events if event.HasField("approval_requested"))
+    turn_id = fields["request_id"]
+    approve: dict[str, Any] = {"turn_id": turn_id, "call_id": first.call_id, "request_id": f"a-{conversation}"}
+    deny: dict[str, Any] = {
+        "turn_id": turn_id,
+        "call_id": second.call_id,
+        "request_id": f"d-{conversation}",
+        "reason": "no",
+    }
+    await turns("ApproveToolCall", **approve)
+    answer = await refused(turns("ApproveToolCall", **{**approve, "call_id": second.call_id}))
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    answer = await refused(
+        turns("DenyToolCall", turn_id=turn_id, call_id=first.call_id, request_id=f"a-{conversation}")
+    )
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    await turns("DenyToolCall", **deny)
+    await turns.status(turn_id, COMPLETED)
+    # The calls are answered by now, and nothing waits: a decision without its row would be refused.
+    assert (await refused(turns("ApproveToolCall", turn_id=turn_id, call_id=first.call_id))).code == "NOT_FOUND"
+    for method, request in (("ApproveToolCall", approve), ("DenyToolCall", deny)):
+        for replica in range(2):
+            assert (await turns(method, replica=replica, **request)).turn.status == COMPLETED
+    answer = await refused(turns("DenyToolCall", **{**deny, "reason": "another"}))
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    assert effects() == ["one"]
+
+
+async def test_policies_in_the_ledger(turns: Turns, scripted: ScriptedModel) -> None:
+    """A policy that is set again by the same request does not undo what was set since, whatever became of it all."""
+    conversation = await turns.conversation()
+    queue: dict[str, Any] = {
+        "conversation_id": conversation,
+        "policy": api.TURN_POLICY_QUEUE,
+        "request_id": f"q-{conversation}",
+    }
+    await turns("SetTurnPolicy", **queue)
+    await turns("SetTurnPolicy", conversation_id=conversation, policy=api.TURN_POLICY_REJECT)
+    await turns("SetTurnPolicy", replica=1, **queue)
+    answer = await refused(turns("SetTurnPolicy", **{**queue, "policy": api.TURN_POLICY_INTERRUPT}))
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    gate = f"gate-{conversation}"
+    running: dict[str, Any] = {"conversation_id": conversation, "model": SCRIPTED, "request_id": f"t-{conversation}"}
+    await turns.until("text_delta", message=said(script({"text": "one two", "pieces": 2, "gate": gate})), **running)
+    answer = await refused(turns.chat("say second", conversation_id=conversation))
+    assert answer.reason == "TURN_IN_PROGRESS"
+    cancel: dict[str, Any] = {"turn_id": f"t-{conversation}", "request_id": f"c-{conversation}"}
+    cancelled = await turns("CancelTurn", **cancel)
+    assert cancelled.turn.status == turn_pb2.TURN_STATUS_CANCELLED
+    scripted.open(gate)
+    assert (await turns("CancelTurn", replica=1, **cancel)).turn == cancelled.turn
+    ended_since = await turns.chat("say after", conversation_id=conversation)
+    other = ended(ended_since).turn_id
+    answer = await refused(turns("CancelTurn", turn_id=other, request_id=f"c-{conversation}"))
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")

@@ -3,19 +3,16 @@
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cli.samples import OBSERVATORY, sample
 from gaggle.agent.v1 import turn_pb2
 from gaggle.conversation.v1 import conversation_service_pb2 as conversation_api
 from gaggle.conversation.v1 import message_pb2
-from tests.agent.agents import SCRIPTED, Turns, ended, kinds, said, spoken, text
+from tests.agent.agents import SCRIPTED, Turns, ended, kinds, said, spoken, store_away, text
 from tests.agent.scripted import ScriptedModel, script
 from tests.conditions import eventually
 from tests.conversation.talking import refused, text_message
@@ -180,20 +177,6 @@ async def test_stalled_agent_wakes_after_take_over(agents: Mesh, turns: Turns, s
     assert ended(await turns.chat("say ok", conversation_id=conversation)).status == COMPLETED
 
 
-@contextmanager
-def _store_away(mesh: Mesh) -> Iterator[None]:
-    """Stop PostgreSQL with all its processes, as a store that hangs."""
-    parent = psutil.Process(mesh.pid("postgres"))
-    stopped = [parent, *parent.children(recursive=True)]
-    for process in stopped:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in reversed(stopped):
-            process.resume()
-
-
 def _long_conversation() -> list[str]:
     """Six hundred messages of a real long conversation, where there is one; else of the sample that is shipped."""
     for file in sorted(_LOCOMO.glob("*.json")):
@@ -218,7 +201,7 @@ async def test_chat_without_the_state_store(agents: Mesh, turns: Turns, effects:
     before = await turns.chat(script({"text": "with history"}), **fields)
     assert before[0].started.history == turn_pb2.HISTORY_AVAILABLE
     calls = [["", "odd__append", json.dumps({"path": effects.path, "text": "must not run"})]]
-    with _store_away(agents):
+    with store_away(agents):
         began = asyncio.get_running_loop().time()
         during = await turns.chat(script({"text": "without", "calls": calls}), **fields)
         assert asyncio.get_running_loop().time() - began < 10
@@ -244,7 +227,7 @@ async def test_store_goes_away_in_the_middle(agents: Mesh, turns: Turns, scripte
     begun = await turns.until("text_delta", **fields)
     stream = asyncio.create_task(turns.persist(after_position=begun[-1].position, **fields))
     await turns.status(fields["request_id"], RUNNING)
-    with _store_away(agents):
+    with store_away(agents):
         scripted.open(gate)
         rest = await stream
         assert (ended(rest).unsaved, text([*begun, *rest])) == (True, "first second")

@@ -1,5 +1,8 @@
 """The offline model: the same answer to the same question, and no more than it was told."""
 
+import json
+from typing import Any
+
 import pytest
 
 from services.agent.models.base import Finished, ModelError, OfferedTool, Prompt, PromptMessage, Text, ThinkingText
@@ -59,3 +62,76 @@ async def test_failing() -> None:
     assert await anext(answer) == Text("half")
     with pytest.raises(ModelError):
         await anext(answer)
+
+
+_TASKS = tuple(
+    OfferedTool(f"tasks__{name}", "", "{}")
+    for name in ("add_task", "list_tasks", "complete_task", "update_task", "delete_task", "set_reminder")
+)
+
+
+async def _calls(text: str, tools: tuple[OfferedTool, ...] = _TASKS) -> list[tuple[str, dict[str, Any]]]:
+    answer = [piece async for piece in OfflineModel().answer(Prompt([PromptMessage("user", text)], tools))]
+    assert isinstance(answer[-1], Finished)
+    return [(one.name.removeprefix("tasks__"), json.loads(one.arguments_json)) for one in answer[-1].calls]
+
+
+@pytest.mark.parametrize(
+    ("text", "tool", "arguments"),
+    [
+        ("Add task buy milk", "add_task", {"title": "buy milk"}),
+        ("add task buy milk due tomorrow 9am", "add_task", {"title": "buy milk", "due": "tomorrow 9am"}),
+        ("add task buy milk tomorrow 9am.", "add_task", {"title": "buy milk", "due": "tomorrow 9am"}),
+        ("add a task to call Ann on friday at 17:30", "add_task", {"title": "call Ann", "due": "on friday at 17:30"}),
+        ("add task check in at the hotel", "add_task", {"title": "check in at the hotel"}),
+        ("add task read May by Friday", "add_task", {"title": "read May", "due": "Friday"}),
+        (
+            "add task pay rent #home every month high priority due tomorrow",
+            "add_task",
+            {"title": "pay rent", "tags": ["home"], "repeat": "monthly", "priority": "high", "due": "tomorrow"},
+        ),
+        (
+            "add task standup daily remind me 10 minutes before due tomorrow 9am",
+            "add_task",
+            {"title": "standup", "repeat": "daily", "remind_before": ["10 minutes"], "due": "tomorrow 9am"},
+        ),
+        ("list tasks", "list_tasks", {}),
+        ("Show my completed tasks", "list_tasks", {"status": "completed"}),
+        ("list tasks about milk", "list_tasks", {"text": "milk"}),
+        ("complete task buy milk", "complete_task", {"task": "buy milk"}),
+        ("finish buy milk", "complete_task", {"task": "buy milk"}),
+        ("delete task: buy milk", "delete_task", {"task": "buy milk"}),
+        (
+            "update task buy milk: due tomorrow 18:00 priority high",
+            "update_task",
+            {"task": "buy milk", "due": "tomorrow 18:00", "priority": "high"},
+        ),
+        ("update task buy milk title buy oat milk", "update_task", {"task": "buy milk", "title": "buy oat milk"}),
+        ("remind me of buy milk 10 minutes before", "set_reminder", {"task": "buy milk", "when": "10 minutes before"}),
+        ("remind me of buy milk tomorrow 8am", "set_reminder", {"task": "buy milk", "when": "tomorrow 8am"}),
+    ],
+)
+async def test_plain_words_for_tasks(text: str, tool: str, arguments: dict[str, Any]) -> None:
+    """Where the tools are offered, plain words become calls; times stay words, for the user's zone is the tools'."""
+    assert await _calls(text) == [(tool, arguments)]
+
+
+@pytest.mark.parametrize(
+    "text", ["add task", "add task   ", "remind me of buy milk", "update task x", "tasks are dull"]
+)
+async def test_words_that_are_no_command(text: str) -> None:
+    """What lacks its other half is no command, and nothing is called."""
+    assert await _calls(text) == []
+
+
+async def test_plain_words_without_the_tools() -> None:
+    """Nothing is called that was not offered, nor what two servers offer under one name."""
+    assert await _calls("list tasks", _TOOLS) == []
+    assert await _calls("list tasks", (*_TASKS, OfferedTool("other__list_tasks", "", "{}"))) == []
+
+
+async def test_plain_answers() -> None:
+    """The answer to plain words is what the tools said, and no more."""
+    messages = [PromptMessage("user", "list tasks"), PromptMessage("tool", "None.", tool_call_id="1", name="t")]
+    pieces = [piece async for piece in OfflineModel().answer(Prompt(messages, _TASKS))]
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "None."

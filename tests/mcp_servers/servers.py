@@ -41,6 +41,9 @@ TIME = str(_PYTHON / "bin" / "mcp-server-time")
 GIT = str(_PYTHON / "bin" / "mcp-server-git")
 EVERYTHING = str(_NODE / "node_modules" / ".bin" / "mcp-server-everything")
 
+TASKS = ("gaggle", "mcp", "--on-behalf")
+"""Our own server of tasks, which dapr.yaml lets act for whoever calls."""
+
 COMMANDS = ";".join(shlex.join(one) for one in (ODD, (TIME,), (GIT,), (EVERYTHING,), (str(_HERE / "not-installed"),)))
 """What the mesh under test may run: GAGGLE_STDIO_COMMANDS."""
 

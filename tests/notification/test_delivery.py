@@ -5,10 +5,12 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from email.message import EmailMessage
 
+import httpx
 import pytest
 
 from cli.mesh.data import DataDirectory, write_private
@@ -32,7 +34,7 @@ _SETTINGS = {
     "GAGGLE_WEBHOOK_TIMEOUT_SECONDS": "2",
     "GAGGLE_CLAIM_SECONDS": "2",
     "GAGGLE_WEBHOOK_ALLOWED_NETWORKS": '["127.0.0.0/8"]',
-    "GAGGLE_UNSUBSCRIBE_URL": "https://example.org/unsubscribe?t={token}",
+    "GAGGLE_UNSUBSCRIBE_URL": "https://example.org/unsubscribe?token={token}",
 }
 
 
@@ -54,7 +56,15 @@ def hooks() -> Iterator[HookServer]:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory, mail: MailServer) -> Iterator[Mesh]:
+def unsubscribe_port() -> int:
+    """A port that is free now; both replicas answer on it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, mail: MailServer, unsubscribe_port: int) -> Iterator[Mesh]:
     """A mesh that knows the mail server."""
     folder = tmp_path_factory.mktemp("mesh")
     data = DataDirectory.at(folder)
@@ -70,6 +80,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, mail: MailServer) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**_SETTINGS, "GAGGLE_SMTP_CA_FILE": str(mail.certificate)}.items():
             patch.setenv(name, value)
+        patch.setenv("GAGGLE_UNSUBSCRIBE_PORT", str(unsubscribe_port))
         one = start_mesh(folder, only=["notification", "audit"], replicas={"notification": 2})
     yield one
     if one.file.exists():
@@ -124,7 +135,7 @@ async def test_a_reminder_delivered_twice_is_told_once(told: Notified, mail: Mai
     assert first["Subject"] == "Water <the> plants"
     assert first["From"] == "gaggle@example.org"
     assert first["Message-ID"] == f"<{one.id}@example.org>"
-    assert "<https://example.org/unsubscribe?t=" in first["List-Unsubscribe"]
+    assert "<https://example.org/unsubscribe?token=" in first["List-Unsubscribe"]
     assert first["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     text, html = first.get_body(("plain",)), first.get_body(("html",))
     assert text is not None
@@ -137,12 +148,26 @@ async def test_unsubscribing_ends_e_mail(told: Notified, mail: MailServer) -> No
     """The token of an e-mail's header ends e-mail without any other; the inbox goes on."""
     await told.publish("reminders", told.reminder("One"))
     (message,) = await _mails(mail, told.address, 1)
-    token = str(message["List-Unsubscribe"]).partition("?t=")[2].partition(">")[0]
+    token = str(message["List-Unsubscribe"]).partition("?token=")[2].partition(">")[0]
     await told("Unsubscribe", token=token)
     assert (await told("GetPreferences")).preferences.email_address == ""
     await told.publish("reminders", told.reminder("Two"))
     await told.until(2)
     assert (await refused(told("Unsubscribe", token=token[:-4] + "AAAA"))).fields == ("token",)
+
+
+async def test_one_click_ends_e_mail(told: Notified, mail: MailServer, unsubscribe_port: int) -> None:
+    """What a mail program sends to the header's address ends e-mail; whatever ends TLS passes it on to the service."""
+    await told.publish("reminders", told.reminder("One"))
+    (message,) = await _mails(mail, told.address, 1)
+    address = str(message["List-Unsubscribe"]).partition("<https://example.org")[2].partition(">")[0]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{unsubscribe_port}") as web:
+        assert (await web.get(address)).status_code == 200
+        assert (await told("GetPreferences")).preferences.email_address == told.address
+        answer = await web.post(address, data={"List-Unsubscribe": "One-Click"})
+        assert (answer.status_code, answer.is_redirect) == (200, False)
+        assert (await told("GetPreferences")).preferences.email_address == ""
+        assert (await web.post(f"{address}x", data={"List-Unsubscribe": "One-Click"})).status_code == 400
 
 
 async def test_a_mail_server_that_was_away_gets_everything_once(told: Notified, mail: MailServer) -> None:

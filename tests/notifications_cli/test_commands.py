@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from cli.mesh.data import PROJECT_ROOT
+from services.notification.tokens import UnsubscribeTokens
 from tests.mesh_fixture import Mesh
 from tests.notification.notifying import Notified
 
@@ -44,6 +45,7 @@ async def test_list_and_read(mesh: Mesh, gaggle: Command, user: str) -> None:
         for title in ("one", "two \x1b[31mred"):
             await told.tell(title)
     table = await gaggle("notifications", "list")
+    assert await gaggle("notifications") == table
     assert "\x1b" not in table
     assert table.index("two") < table.index("one")
     first, second = [json.loads(line) for line in (await gaggle("notifications", "list", "--json")).splitlines()]
@@ -69,6 +71,16 @@ async def test_preferences_are_set_and_shown(gaggle: Command) -> None:
     assert found["quietHours"] == {"start": "22:00", "end": "07:00"}
     assert "quiet_hours.start" in await gaggle("notifications", "preferences", "--quiet", "late", code=1)
     await gaggle("notifications", "preferences", "--exempt", "message", code=2)
+
+
+async def test_unsubscribing_by_a_mail_s_token(mesh: Mesh, gaggle: Command, user: str) -> None:
+    """Whoever reads the mailbox to which unsubscribing goes ends e-mail by the token; a forged one is refused."""
+    tokens = UnsubscribeTokens()
+    tokens.use((mesh.data.keys / "notification.jwk").read_text())
+    await gaggle("notifications", "preferences", "--email", "ann@example.org")
+    await gaggle("notifications", "unsubscribe", tokens.make(user))
+    assert "emailAddress" not in json.loads(await gaggle("notifications", "preferences", "--json"))
+    assert "token" in await gaggle("notifications", "unsubscribe", "forged", code=1)
 
 
 async def test_parked_is_an_admin_s(mesh: Mesh, gaggle: Command) -> None:

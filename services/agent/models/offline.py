@@ -9,8 +9,9 @@ It does what lines of the newest user message say, one after the other, and says
     pause SECONDS          waits, at most a minute
     fail                   breaks off, as a provider does that is away
 
-Several `tool` lines in a row joined by a line `and` are one step: they are asked for together. Where a message has no
-such line, the answer says so, and lists what there is.
+Several `tool` lines in a row joined by a line `and` are one step: they are asked for together. Where it is offered
+tools for tasks, it takes a few plain sentences for calls of them (see plain.py): "add task water the plants tomorrow
+9am". Where a message has no such line, the answer says so, and lists what there is.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.conversation.v1 import message_pb2
+from services.agent.models import plain
 from services.agent.models.base import (
     CalledTool,
     Finished,
@@ -39,12 +41,18 @@ _COMMAND = re.compile(r"^\s*(tool|say|think|pause|fail|and)\b[ \t]*(.*)$", re.IG
 _MOST_PAUSE_SECONDS = 60.0
 _LISTED_TOOLS = 50
 _LISTED_BYTES = 2000
+_PLAIN_HELP = (
+    "For tasks plain words do: add task TITLE due WHEN; list tasks; complete task TITLE; update task TITLE: due WHEN; "
+    "delete task TITLE; remind me of TITLE WHEN."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Command:
     word: str
     rest: str
+    plain: bool = False
+    """It was said in plain words, and so is its answer."""
 
 
 class OfflineModel:
@@ -68,7 +76,9 @@ class OfflineModel:
     async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Carry out the next commands of the newest user message."""
         asked, done = _question(prompt.messages)
-        commands = _commands(asked)
+        tasks = plain.offered_tools(prompt.tools)
+        # Reading plain words loads what knows times, which takes a moment.
+        commands = await asyncio.to_thread(_commands, asked, tasks) if tasks else _commands(asked, tasks)
         said = ""
         for piece in self._next(commands, done, prompt):
             if isinstance(piece, float):
@@ -101,7 +111,8 @@ class OfflineModel:
         if not commands:
             yield from _pieces(_self_description(prompt.tools))
         elif done and not any(one.word == "say" for one in commands):
-            yield from _pieces("\n".join(_result(one) for one in done))
+            plainly = all(one.plain for one in commands if one.word == "tool")
+            yield from _pieces("\n".join(one.text if plainly else _result(one) for one in done))
         yield Finished()
 
 
@@ -113,12 +124,14 @@ def _question(messages: Sequence[PromptMessage]) -> tuple[str, list[PromptMessag
     return "", []
 
 
-def _commands(text: str) -> list[_Command]:
+def _commands(text: str, tasks: dict[str, str]) -> list[_Command]:
     found: list[_Command] = []
     for line in text.splitlines():
         match = _COMMAND.match(line)
         if match is not None:
             found.append(_Command(match[1].lower(), match[2]))
+        elif tasks and (wish := plain.read(line, tasks)) is not None:
+            found.append(_Command("tool", f"{wish.tool} {wish.arguments_json}", plain=True))
         elif found and found[-1].word == "say":
             # What follows `say` belongs to it, so that a text of several lines can be said.
             found[-1] = _Command("say", f"{found[-1].rest}\n{line}")
@@ -197,7 +210,7 @@ def _self_description(tools: Sequence[OfferedTool]) -> str:
     return (
         "This is Gaggle's built-in offline model. It is not a language model and does not understand what you write; "
         "it follows lines that begin with a command: tool NAME {json}, say TEXT, think TEXT, pause SECONDS. "
-        f"Tools that it can call now: {names}."
+        f"Tools that it can call now: {names}." + (f" {_PLAIN_HELP}" if plain.offered_tools(tools) else "")
     )
 
 

@@ -1,0 +1,1 @@
+"""Tasks as tools of the Model Context Protocol: `gaggle mcp`."""
