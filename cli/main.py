@@ -14,6 +14,9 @@ from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
+from cli.goose.commands import app as goose_app
+from cli.migrate import app as migrate_app
+from cli.migrate import goose as migrate_goose
 from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
@@ -43,6 +46,9 @@ app.add_typer(notifications_app, name="notifications")
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(goose_app, name="goose")
+migrate_goose.register(migrate_app)
+app.add_typer(migrate_app, name="migrate")
 demo_command.register(app)
 
 

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,16 @@ class LineTable:
     """Lines of the mesh's ledger by session."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        """In the transaction that is open."""
+        """The one that has the table."""
         self._db = connection
 
     def add(self, entry: UsageEntry) -> None:
         """Keep one."""
-        self._db.execute("INSERT INTO lines VALUES (?, ?)", [entry.session_id, entry.SerializeToString()])
+        self._db.execute("INSERT INTO temp.lines VALUES (?, ?)", [entry.session_id, entry.SerializeToString()])
 
     def of(self, session_id: str) -> list[UsageEntry]:
         """A session's."""
-        rows = self._db.execute("SELECT line FROM lines WHERE session_id = ?", [session_id])
+        rows = self._db.execute("SELECT line FROM temp.lines WHERE session_id = ?", [session_id])
         return [UsageEntry.FromString(row[0]) for row in rows]
 
 
@@ -212,6 +213,20 @@ class State:
             self.put("nonce", found)
         return found
 
+    @property
+    def first_line(self) -> datetime:
+        """Since when the file has had lines of the usage ledger."""
+        return datetime.fromtimestamp(max(int(self.get("first_line", "0")), 1), UTC)
+
+    def begin_anew(self) -> None:
+        """Forget everything: the migration was undone. The backup is kept under a name of its own."""
+        if self.backup.exists():
+            self.backup.replace(self.directory / f"backup-{datetime.now(UTC):%Y%m%dT%H%M%S}.db")
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM sessions")
+        self._db.execute("DELETE FROM meta")
+        self._db.execute("COMMIT")
+
     def claim(self, user: str) -> None:
         """Bind the migration to a user of the mesh. Raises Refused for another one's."""
         known = self.get("user")
@@ -287,15 +302,14 @@ class State:
     @contextmanager
     def remote_lines(self) -> Iterator["LineTable"]:
         """A table for lines of the mesh's ledger, on disk, for there may be more than memory should hold."""
-        self._db.execute("DROP TABLE IF EXISTS lines")
-        self._db.execute("CREATE TABLE lines (session_id TEXT NOT NULL, line BLOB NOT NULL)")
-        self._db.execute("CREATE INDEX lines_by_session ON lines (session_id)")
-        self._db.execute("BEGIN")
+        # Of this connection alone, so that whoever works on the migration meanwhile is not held up.
+        self._db.execute("DROP TABLE IF EXISTS temp.lines")
+        self._db.execute("CREATE TEMP TABLE lines (session_id TEXT NOT NULL, line BLOB NOT NULL)")
+        self._db.execute("CREATE INDEX temp.lines_by_session ON lines (session_id)")
         try:
             yield LineTable(self._db)
         finally:
-            self._db.execute("ROLLBACK")
-            self._db.execute("DROP TABLE IF EXISTS lines")
+            self._db.execute("DROP TABLE IF EXISTS temp.lines")
 
     # -- reports
 

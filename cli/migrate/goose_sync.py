@@ -405,6 +405,57 @@ class Leveller:
             await self._mesh.delete_session(session.id, session.etag)
         self._state.forget(entry.id)
 
+    async def take_back(self, entry: Entry) -> None:
+        """Take away from the mesh what was brought there; what was changed there since comes to the file first.
+
+        Raises LeftAloneError.
+        """
+        conversation = await self._mesh.conversation(entry.conversation_id)
+        session = await self._mesh.session(entry.session_id)
+        if session is not None and session.metadata.get(MIGRATION_KEY) != self._state.nonce:
+            # It began in the mesh, and stays there.
+            self._state.forget(entry.id)
+            return
+        if conversation is not None and conversation.metadata.get(MIGRATION_KEY) != self._state.nonce:
+            conversation = None
+        etags = (conversation.etag if conversation else "", session.etag if session else "")
+        if entry.level_time and etags != (entry.conversation_etag, entry.session_etag):
+            await self.level(entry.id, restore=True)
+            entry = self._state.entry(entry.id) or entry
+            conversation = await self._mesh.conversation(entry.conversation_id)
+            session = await self._mesh.session(entry.session_id)
+        await self._take_away(entry, conversation, session)
+
+    async def restore_ledger(self, identity: str) -> None:
+        """Write the mesh's lines into the file where its own are missing or are other ones: lines never change.
+
+        Raises LeftAloneError.
+        """
+        entry, local = self._state.entry(identity), self._database.session(identity)
+        if entry is None or local is None:
+            return
+        begin, now = self._state.first_line, datetime.now(UTC)
+        there = {
+            int(one.source_id): one
+            for day in await self._mesh.days_with_usage(begin, now)
+            async for one in self._mesh.lines(day, day, entry.session_id)
+            if one.source_id
+        }
+        mine = {int(line["id"]): line for line in local.ledger}
+        wrong = [
+            ledger_line(one) | {"id": number}
+            for number, one in sorted(there.items())
+            if number not in mine or ledger_line(usage_entry(mine[number])) != ledger_line(one)
+        ]
+        try:
+            now_local = self._database.write(
+                identity, local.digest, row=local.row, keep=len(local.rows), messages=[], lines=wrong
+            )
+        except ChangedMeanwhileError:
+            raise LeftAloneError(f"{BOTH_CHANGED}, just now") from None
+        entry.quick, entry.last_line = now_local.quick, now_local.last_line
+        self._state.keep(entry)
+
     def _level_at(self, entry: Entry, local: LocalSession, etag: str, session_etag: str, last: int) -> None:
         entry.digest = local.digest
         entry.messages = len(local.messages)

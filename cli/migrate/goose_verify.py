@@ -67,7 +67,8 @@ class Verifier:
         session = await self._mesh.session(entry.session_id)
         conversation = await self._mesh.conversation(entry.conversation_id)
         if session is None and conversation is None:
-            return [Difference(identity, "missing-in-mesh", "session and conversation")] if local else []
+            detail = f"session and conversation: {entry.trouble}" if entry.trouble else "session and conversation"
+            return [Difference(identity, "missing-in-mesh", detail)] if local else []
         if local is None:
             return [Difference(identity, "missing-in-file", f"the mesh has it as {entry.session_id}")]
         found: list[Difference] = []
@@ -94,8 +95,7 @@ class Verifier:
             return
         started = datetime.now(UTC)
         with self._state.remote_lines() as table:
-            first = datetime(1970, 1, 1, tzinfo=UTC)
-            for day in await self._mesh.days_with_usage(max(first, self._first_day()), started):
+            for day in await self._mesh.days_with_usage(self._state.first_line, started):
                 async for entry in self._mesh.lines(day, day):
                     table.add(entry)
                     self.lines += 1
@@ -104,10 +104,6 @@ class Verifier:
                 local = self._database.ledger(entry.id)
                 for difference in _compare_lines(entry, local, table.of(entry.session_id)):
                     yield difference
-
-    def _first_day(self) -> datetime:
-        assert self._database is not None
-        return datetime.fromtimestamp(max(self._database.first_line_time(), 1), UTC)
 
 
 def _compare_messages(local: LocalSession, written: list[GooseMessage]) -> Iterator[Difference]:

@@ -14,7 +14,7 @@ from cli.transcripts._limits import (
     MAX_MESSAGE_BYTES,
     MESSAGE_ID,
 )
-from cli.transcripts._source import Document
+from cli.transcripts._source import Document, Node
 from cli.transcripts._transcript import Format, Transcript, Written, dump, keep, kept, restore
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "MESSAGE_ID",
     "Document",
     "Format",
+    "Node",
     "Transcript",
     "TranscriptError",
     "Written",

@@ -82,6 +82,8 @@ class Sessions:
             # Of two lives that begin in one second the later one must count for more.
             life = max(int(datetime.now(UTC).timestamp()), earlier.incarnation + 1 if earlier else 0)
             document = document_pb2.SessionDocument(session=session, incarnation=life)
+            # Its lines of the ledger stay, and are not entered again.
+            document.session.usage_source_id = earlier.session.usage_source_id if earlier else 0
             document.session.create_time.CopyFrom(now())
             # A deleted one of this id still stands in the index.
             await self.enter(user_id, transaction, session_id=session.id if earlier is None else "")
@@ -167,7 +169,8 @@ class Sessions:
             _check_etag(document, request.etag)
             if request_key:
                 transaction.puts.append(new_row(request_key, digest, b""))
-            document.session.CopyFrom(session_pb2.Session(id=document.session.id))
+            entered = document.session.usage_source_id
+            document.session.CopyFrom(session_pb2.Session(id=document.session.id, usage_source_id=entered))
             document.delete_time.CopyFrom(now())
             payload = event_pb2.SessionEndedEvent(cause="deleted")
             self.write(user_id, transaction, document, {topics.SESSION_ENDED: payload}, erased=True)
