@@ -10,7 +10,8 @@ EVENT = "event"
 EVENTS = "events"
 REMINDERS = "reminders1000"
 TOOLCALL = "toolcall"
-CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, TOOLCALL)
+RECIPESTEP = "recipestep"
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, TOOLCALL, RECIPESTEP)
 
 BROKERS = ("local", "rabbitmq", "kafka", "kafka-cloud")
 """Component sets, each with a broker of its own."""
@@ -50,6 +51,8 @@ REMINDER_COUNT = 1_000
 TOOL_CALLERS = (1, 8)
 """A connection takes 16 calls at once."""
 BURST_CALLERS = 32
+RECIPE_CALLERS = (1, 8)
+"""Executions under way at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class Pace:
     events: int
     """Appends whose event is awaited, in each of `rounds`."""
 
+    recipe_seconds: float
+    """Of a cell of recipes in one round: an execution takes many times what a read takes."""
+
     reminder_rounds: int
     reminder_count: int
     reminder_seconds: float
@@ -98,6 +104,7 @@ FULL = Pace(
     session_rounds=3,
     session_seconds=5.0,
     events=60,
+    recipe_seconds=8.0,
     reminder_rounds=1,
     reminder_count=REMINDER_COUNT,
     reminder_seconds=60.0,
@@ -112,6 +119,7 @@ QUICK = Pace(
     session_rounds=1,
     session_seconds=2.0,
     events=30,
+    recipe_seconds=3.0,
     reminder_rounds=1,
     reminder_count=100,
     reminder_seconds=6.0,
@@ -135,6 +143,7 @@ def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield Cell(EVENT, "gaggle", 1, 50)
     tools = ("mcp-sdk", "gaggle", "gaggle-mesh")
     yield from (Cell(TOOLCALL, system, callers, 0) for callers in TOOL_CALLERS for system in tools)
+    yield from (Cell(RECIPESTEP, "gaggle", callers, 0) for callers in RECIPE_CALLERS)
     yield from (Cell(EVENTS, broker, BURST_CALLERS, 0) for broker in BROKERS)
     for callers in _CALLERS:
         for history in HISTORIES:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.plan import APPEND, CASES, CLIENTS, EVENT, LIST, PEERS, REMINDERS, STUB, SUBSCRIBER, TOOLCALL, Cell, Pace
+from bench.plan import APPEND, CASES, CLIENTS, EVENT, LIST, PEERS, RECIPESTEP, REMINDERS, STUB, SUBSCRIBER, TOOLCALL, Cell, Pace
 from bench.stats import Round, summarise
 from bench.targets import Check, verdict
 
@@ -115,7 +115,7 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _client(row: Mapping[str, Any]) -> str:
-    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, TOOLCALL: STUB}
+    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, TOOLCALL: STUB, RECIPESTEP: STUB}
     return others.get(row["case"]) or CLIENTS[row["system"]]
 
 

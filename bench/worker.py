@@ -20,6 +20,7 @@ _MODULES = {
     "toolcall-mcp-sdk": "tools:connect_bare",
     "toolcall-gaggle": "tools:connect_straight",
     "toolcall-gaggle-mesh": "tools:connect_sidecars",
+    "recipestep-gaggle": "recipes",
     "asyncpg": "floor",
     "dapr-http-json": "dapr_http",
     "openai-agents-dapr": "openai_dapr",

@@ -40,6 +40,8 @@ class Spec:
     """The extension service itself; empty: it does not run."""
 
     extension_app_id: str = ""
+    recipe: str = ""
+    """The recipe service itself; empty: it does not run."""
 
 
 class Client(Protocol):
