@@ -139,9 +139,7 @@ def _session(
         _insert(connection, "usage_ledger", line)
 
 
-def _messages(
-    source: random.Random, session: str, began: int, count: int, model: str
-) -> Iterator[dict[str, Any]]:
+def _messages(source: random.Random, session: str, began: int, count: int, model: str) -> Iterator[dict[str, Any]]:
     created = began
     call = ""
     compacted = source.randint(0, count) if source.random() < 0.1 else 0

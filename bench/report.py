@@ -10,7 +10,21 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.plan import APPEND, CASES, CLIENTS, EVENT, LIST, PEERS, RECIPESTEP, REMINDERS, STUB, SUBSCRIBER, TOOLCALL, Cell, Pace
+from bench.plan import (
+    APPEND,
+    CASES,
+    CLIENTS,
+    EVENT,
+    LIST,
+    PEERS,
+    RECIPESTEP,
+    REMINDERS,
+    STUB,
+    SUBSCRIBER,
+    TOOLCALL,
+    Cell,
+    Pace,
+)
 from bench.stats import Round, summarise
 from bench.targets import Check, verdict
 

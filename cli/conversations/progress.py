@@ -87,4 +87,5 @@ class Rate(ProgressColumn):
     """Units a second."""
 
     def render(self, task: Task) -> Text:
+        """One task's."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")

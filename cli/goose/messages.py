@@ -193,7 +193,7 @@ def _read_part(part: Any) -> ContentPart:
     return ContentPart(raw=RawContent(type=_kind(part)[:64], json=dump(part)))
 
 
-def _write_part(part: ContentPart) -> Any:  # noqa: PLR0911 - one line a kind
+def _write_part(part: ContentPart) -> Any:  # noqa: C901, PLR0911 - a table of kinds
     match part.WhichOneof("kind"):
         case "text":
             return {"type": "text", "text": part.text.text} | _objects(
@@ -421,4 +421,3 @@ def _object(text: str) -> dict[str, Any]:
 def _objects(**texts: str) -> dict[str, Any]:
     """The members whose text is not empty."""
     return {name: json.loads(text) for name, text in texts.items() if text}
-

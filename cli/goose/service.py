@@ -157,14 +157,12 @@ class Mesh:
         last: UsageTotals | None = None,
     ) -> Session:
         """Enter lines and sums; gives the session as it is then."""
-        for batch in _batches(entries):
+        batches = list(_batches(entries)) or ([[]] if accumulated is not None else [])
+        for number, batch in enumerate(batches, start=1):
             request = agent_api.ImportUsageRequest(session_id=session.id, etag=session.etag, entries=batch)
-            answer = agent_api.ImportUsageResponse
-            session = (await self._change(self._agent, self._agents.ImportUsage, request, answer)).session
-        if accumulated is not None:
-            request = agent_api.ImportUsageRequest(session_id=session.id, etag=session.etag)
-            request.accumulated_usage.CopyFrom(accumulated)
-            request.last_usage.CopyFrom(last or UsageTotals())
+            if accumulated is not None and number == len(batches):
+                request.accumulated_usage.CopyFrom(accumulated)
+                request.last_usage.CopyFrom(last or UsageTotals())
             answer = agent_api.ImportUsageResponse
             session = (await self._change(self._agent, self._agents.ImportUsage, request, answer)).session
         return session

@@ -5,8 +5,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from cli.errors import CommandError, Refused
 from cli.goose.messages import GooseMessage, read_message, write_messages
 from cli.goose.service import Mesh
@@ -83,8 +81,7 @@ async def import_session(mesh: Mesh, file: SessionFile, session_id: str = "") ->
         stored, last = int(there.message_count), int(there.last_sequence)
         if there.metadata.get(IMPORT_KEY) != file.digest:
             raise Refused(f"There is another session {name}: choose another id with --session.")
-        if stored >= len(file.messages):
-            stored = len(file.messages)
+        stored = min(stored, len(file.messages))
     await mesh.append(name, last, file.messages[stored:])
     session = await mesh.create_session(
         agent_api.CreateSessionRequest(
@@ -120,7 +117,7 @@ async def export_session(mesh: Mesh, session_id: str) -> Row:
     written: list[GooseMessage] = list(write_messages(messages))
     export = export_of(session, written)
     if not export.get("updated_at"):
-        latest: Timestamp = conversation.update_time if conversation is not None else session.update_time
+        latest = conversation.update_time if conversation is not None else session.update_time
         export["updated_at"] = latest.ToJsonString()
     return export
 

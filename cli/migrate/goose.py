@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,8 @@ from cli.conversations.commands import TimeoutOption, TokenOption, UserOption, V
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from cli.migrate.goose_phases import Migration, Outcome
 
 DatabaseOption = Annotated[
@@ -30,8 +31,8 @@ app = typer.Typer(
         "with, repeated and, before the last one, undone: dual-write, verify, switch, remove."
     ),
     epilog=(
-        "Example: gaggle migrate goose dual-write --db sessions.db --once; gaggle migrate goose verify --db sessions.db; "
-        "gaggle migrate goose switch --db sessions.db; gaggle migrate goose remove --db sessions.db --yes"
+        "Example: gaggle migrate goose dual-write --db sessions.db --once; "
+        "gaggle migrate goose verify --db sessions.db; gaggle migrate goose switch --db sessions.db; gaggle migrate goose remove --db sessions.db --yes"
     ),
     invoke_without_command=True,
 )

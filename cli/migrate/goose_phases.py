@@ -1,8 +1,8 @@
 """The steps of a migration. Each may be stopped, gone on with and repeated; until the file is removed, undone.
 
-    none --dual-write--> dual-write --verify--> verified --switch--> switched --remove--> removed
-                              ^                     |                    |
-                              +------- undo --------+<------ undo -------+
+none --dual-write--> dual-write --verify--> verified --switch--> switched --remove--> removed
+                          ^                     |                    |
+                          +------- undo --------+<------ undo -------+
 """
 
 import asyncio
@@ -496,7 +496,7 @@ class Tail:
             self._task.result()
 
     def take(self) -> tuple[int, list[str]]:
-        """Where it stands, and the sessions told of since last asked, but for our own changes. Raises as Client.call."""
+        """Where it stands, and the sessions told of since last asked, save by ourselves. Raises as Client.call."""
         assert self._task is not None
         if self._task.done():
             self._task.result()

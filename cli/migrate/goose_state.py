@@ -231,7 +231,9 @@ class State:
         """Bind the migration to a user of the mesh. Raises Refused for another one's."""
         known = self.get("user")
         if known and known != user:
-            raise Refused(f"This migration was begun for the user {known}, not for {user or 'nobody'}: name --user {known}.")
+            raise Refused(
+                f"This migration was begun for the user {known}, not for {user or 'nobody'}: name --user {known}."
+            )
         if not known:
             self.put("user", user)
 

@@ -211,9 +211,7 @@ class Leveller:
         return local.digest != entry.digest or local.last_line != entry.last_line
 
     @staticmethod
-    def _is_ours_cut_off(
-        entry: Entry, local: LocalSession, remote: RemoteSession, written: list[GooseMessage]
-    ) -> bool:
+    def _is_ours_cut_off(entry: Entry, local: LocalSession, remote: RemoteSession, written: list[GooseMessage]) -> bool:
         """Whether the mesh's side is what a push of ours left, and nothing else."""
         plan = entry.planned()
         if not plan or len(written) < plan["keep"] or written != local.messages[: len(written)]:
@@ -391,9 +389,7 @@ class Leveller:
             except ChangedMeanwhileError:
                 raise LeftAloneError(f"{BOTH_CHANGED}, just now") from None
             tally.pulled_lines = len(lines)
-        self._level_at(
-            entry, local, remote.conversation.etag, session.etag, int(remote.conversation.last_sequence)
-        )
+        self._level_at(entry, local, remote.conversation.etag, session.etag, int(remote.conversation.last_sequence))
         return tally
 
     # -- one side is gone
@@ -482,8 +478,8 @@ def _read(local: LocalSession) -> list[Message]:
 def _both(local: LocalSession, written: list[GooseMessage], remote: RemoteSession) -> str:
     common = _common(written, local.messages)
     columns = same_session(row_of(remote.session), local.row)
-    text = f"{BOTH_CHANGED}: {len(local.messages)} messages in the file, {len(written)} in the mesh, {common} of them the same"
-    return text + (f"; they differ in {', '.join(columns)}" if columns else "")
+    counts = f"{len(local.messages)} messages in the file, {len(written)} in the mesh, {common} of them the same"
+    return f"{BOTH_CHANGED}: {counts}" + (f"; they differ in {', '.join(columns)}" if columns else "")
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:

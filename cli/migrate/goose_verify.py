@@ -159,8 +159,12 @@ def _compare_lines(entry: Entry, local: list[Row], remote: list[UsageEntry]) -> 
         if there is None:
             left.append(line)
         elif _line(ledger_line(usage_entry(line))) != _line(ledger_line(there)):
-            yield Difference(entry.id, "ledger", f"line {line['id']}: {_short(ledger_line(usage_entry(line)))} in the "
-                             f"file, {_short(ledger_line(there))} in the mesh")
+            yield Difference(
+                entry.id,
+                "ledger",
+                f"line {line['id']}: {_short(ledger_line(usage_entry(line)))} in the "
+                f"file, {_short(ledger_line(there))} in the mesh",
+            )
     for line in left:
         key = _line(ledger_line(usage_entry(line)))
         if own[key] > 0:

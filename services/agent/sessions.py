@@ -1,8 +1,10 @@
 """Agent sessions, and what a user's turns have used."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 from google.protobuf.message import Message as ProtoMessage
@@ -51,6 +53,11 @@ class Sessions:
     def __init__(self, store: AgentStore) -> None:
         """All lies in one store."""
         self._store = store
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def _alone(self, user_id: str) -> asyncio.Lock:
+        """Let changes of a user's index and days in this process follow each other, instead of losing races."""
+        return self._locks.setdefault(user_id, asyncio.Lock())
 
     # -- changing
 
@@ -95,7 +102,8 @@ class Sessions:
             return describe(document)
 
         keys = [key, index, *([request_key] if request_key else [])]
-        return await self._store.change(keys, apply)
+        async with self._alone(user_id):
+            return await self._store.change(keys, apply)
 
     @staticmethod
     def _repeated(first: session_pb2.Session, told: session_pb2.Session) -> session_pb2.Session:
@@ -195,28 +203,40 @@ class Sessions:
                 return describe(document)
             _check_etag(document, request.etag)
             session = document.session
-            known = session.usage_source_id
-            for day, entries in by_day.items():
-                fresh = [one for one in entries if one.source_id > known]
-                for one in fresh:
-                    one.session_id, one.conversation_id = session.id, session.conversation_id
-                if fresh:
-                    self.note_usage(user_id, transaction, day, *fresh)
-            if request.entries:
-                session.usage_source_id = max(known, request.entries[-1].source_id)
+            if by_day:
+                self._note_imported(user_id, transaction, session, by_day)
+                session.usage_source_id = max(session.usage_source_id, request.entries[-1].source_id)
                 await self.enter(user_id, transaction, day=min(by_day))
             if request.HasField("accumulated_usage"):
                 session.accumulated_usage.CopyFrom(request.accumulated_usage)
             if request.HasField("last_usage"):
                 session.last_usage.CopyFrom(request.last_usage)
             if request_key:
-                transaction.puts.append(new_row(request_key, digest, session_pb2.Session(id=session.id).SerializeToString()))
+                transaction.puts.append(
+                    new_row(request_key, digest, session_pb2.Session(id=session.id).SerializeToString())
+                )
             payload = event_pb2.SessionUpdatedEvent(changed=["usage"])
             self.write(user_id, transaction, document, {topics.SESSION_UPDATED: payload})
             return describe(document)
 
         keys = [key, index, *(day_key(user_id, day) for day in by_day), *([request_key] if request_key else [])]
-        return await self._store.change(keys, apply, confirm=[key])
+        async with self._alone(user_id):
+            return await self._store.change(keys, apply, confirm=[key])
+
+    def _note_imported(
+        self,
+        user_id: str,
+        transaction: Transaction,
+        session: session_pb2.Session,
+        by_day: dict[int, list[session_pb2.UsageEntry]],
+    ) -> None:
+        """Plan the lines that the session has not had before."""
+        for day, entries in by_day.items():
+            fresh = [one for one in entries if one.source_id > session.usage_source_id]
+            for one in fresh:
+                one.session_id, one.conversation_id = session.id, session.conversation_id
+            if fresh:
+                self.note_usage(user_id, transaction, day, *fresh)
 
     async def _change(self, user_id: str, request: Any, digest: bytes, alter: Any, topic: str) -> session_pb2.Session:
         key = session_key(user_id, request.session_id)

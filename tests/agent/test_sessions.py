@@ -198,9 +198,13 @@ REFUSED_IMPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"entries": [_line(0, 0, 1)]}, "entries[0].source_id"),
     "not ascending": ({"entries": [_line(2, 0, 1), _line(2, 0, 1)]}, "entries[1].source_id"),
     "no time": ({"entries": [session_pb2.UsageEntry(source_id=1)]}, "entries[0].time"),
+    "in the future": ({"entries": [_line(1, 100_000, 1)]}, "entries[0].time"),
     "too many days": ({"entries": [_line(day + 1, day, 1) for day in range(41)]}, "entries"),
     "too many lines": ({"entries": [_line(number, 0, 1) for number in range(1, 502)]}, "entries"),
-    "of a turn": ({"entries": [session_pb2.UsageEntry(source_id=1, turn_id="t", time=_line(1, 0, 1).time)]}, "entries[0].turn_id"),
+    "of a turn": (
+        {"entries": [session_pb2.UsageEntry(source_id=1, turn_id="t", time=_line(1, 0, 1).time)]},
+        "entries[0].turn_id",
+    ),
 }
 
 

@@ -14,11 +14,13 @@ import pytest
 from bench import goose_sessions
 from cli.goose.database import GooseDatabase
 from cli.goose.service import Mesh as Service
-from cli.goose.service import Where, mesh as connect
+from cli.goose.service import Where
+from cli.goose.service import mesh as connect
 from cli.migrate.goose_state import State
 from gaggle.agent.v1 import agent_service_pb2 as agent_api
-from gaggle.conversation.v1 import conversation_service_pb2 as api
 from gaggle.conversation.v1.message_pb2 import ROLE_USER, ContentPart, Message, TextContent
+from tests.conditions import eventually
+from tests.goose.test_pieces import EXPORTS
 from tests.mesh_fixture import Mesh
 
 pytestmark = [pytest.mark.mesh]
@@ -52,10 +54,23 @@ class Gaggle:
 
     def goose(self, *words: str) -> str:
         """What a command of `gaggle goose` prints."""
-        command = [sys.executable, "-m", "cli.main", "goose", *words, *self._common]
+        return self.other("goose", *words)
+
+    def other(self, *words: str) -> str:
+        """What another command prints."""
+        command = [sys.executable, "-m", "cli.main", *words, *self._common]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def refused(self, step: str) -> tuple[int, str]:
+        """A step that is not to succeed: exit code and stderr."""
+        done = subprocess.run(self.command(step), capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stderr
+
+    def started(self, step: str) -> "subprocess.Popen[bytes]":
+        """A step that goes on until it is stopped."""
+        return subprocess.Popen(self.command(step), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def killed(self, step: str, *options: str) -> int:
         """Kill a step again and again, each time a little later, until one run is faster; gives how often."""
@@ -115,7 +130,7 @@ async def say(service: Service, session: str, text: str) -> None:
     await service.append(session, int(there.last_sequence), [said(text)])
 
 
-async def test_the_whole_way(gaggle: Gaggle, service: Service) -> None:
+def test_the_whole_way(gaggle: Gaggle) -> None:
     """Four steps bring all of it over; each may be repeated; reads follow the switch; a copy of the file stays."""
     before = gaggle.whole()
     done = gaggle("dual-write", "--once")
@@ -152,11 +167,13 @@ async def test_both_sides_are_written(gaggle: Gaggle, service: Service) -> None:
     mine, yours, both, edited, gone, lost = names[:6]
     insert = (
         "INSERT INTO messages (message_id, session_id, role, content_json, created_timestamp) "
-        "VALUES (?, ?, 'user', '[{\"type\": \"text\", \"text\": \"from goose\"}]', 1800000000)"
+        'VALUES (?, ?, \'user\', \'[{"type": "text", "text": "from goose"}]\', 1800000000)'
     )
     gaggle.sql(insert, "new-1", mine)
     gaggle.sql(insert, "new-2", both)
-    gaggle.sql("UPDATE messages SET metadata_json = '{\"userVisible\":true,\"agentVisible\":false}' WHERE session_id = ?", edited)
+    gaggle.sql(
+        'UPDATE messages SET metadata_json = \'{"userVisible":true,"agentVisible":false}\' WHERE session_id = ?', edited
+    )
     gaggle.sql("UPDATE sessions SET name = 'renamed', updated_at = datetime('now') WHERE id = ?", edited)
     for table in ("messages", "usage_ledger"):
         gaggle.sql(f"DELETE FROM {table} WHERE session_id = ?", gone)  # noqa: S608 - a test's own words
@@ -189,14 +206,12 @@ async def test_both_sides_are_written(gaggle: Gaggle, service: Service) -> None:
     assert gaggle("verify")["differences"] == []
 
 
-async def test_turns_of_the_mesh_reach_the_file(gaggle: Gaggle, service: Service, mesh: Mesh, user: str) -> None:
+def test_turns_of_the_mesh_reach_the_file(gaggle: Gaggle) -> None:
     """A chat turn in a session of goose's ends up in goose's file, with its usage, once; and back it does not go."""
     gaggle("dual-write", "--once")
     name = next(name for name, (_, messages, _) in gaggle.whole().items() if messages)
     before = gaggle.whole()[name]
-    command = [sys.executable, "-m", "cli.main", "chat", "say hello", "--session", name, "--model", "offline"]
-    command += ["--user", user, "--data", str(mesh.data.path)]
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    gaggle.other("chat", "say hello", "--session", name, "--model", "offline")
     for _ in range(2):
         gaggle("dual-write", "--once")
         _, messages, ledger = gaggle.whole()[name]
@@ -207,26 +222,54 @@ async def test_turns_of_the_mesh_reach_the_file(gaggle: Gaggle, service: Service
     assert gaggle("verify")["differences"] == []
     # goose goes on in the same session; only what is its own goes over.
     gaggle.sql(
-        "INSERT INTO usage_ledger (session_id, created_timestamp, model, input_tokens) VALUES (?, 1800000000, 'm', 5)", name
+        "INSERT INTO usage_ledger (session_id, created_timestamp, model, input_tokens) VALUES (?, unixepoch(), 'm', 5)",
+        name,
     )
     assert gaggle("dual-write", "--once")["ledger_lines_to_mesh"] == 1
     assert gaggle("verify")["differences"] == []
 
 
 DIFFERENCES: list[tuple[str, int, str, str]] = [
-    ("text changed in the file", 0, "message", "UPDATE messages SET content_json = '[]' WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)"),
-    ("message gone from the file", 1, "message-missing-in-file", "DELETE FROM messages WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)"),
-    ("message hidden in the file", 2, "message", "UPDATE messages SET metadata_json = NULL WHERE id = (SELECT MAX(id) FROM messages WHERE session_id = ?)"),
+    (
+        "text changed in the file",
+        0,
+        "message",
+        "UPDATE messages SET content_json = '[]' WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)",
+    ),
+    (
+        "message gone from the file",
+        1,
+        "message-missing-in-file",
+        "DELETE FROM messages WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)",
+    ),
+    (
+        "message hidden in the file",
+        2,
+        "message",
+        "UPDATE messages SET metadata_json = NULL WHERE id = (SELECT MAX(id) FROM messages WHERE session_id = ?)",
+    ),
     ("session renamed in the file", 3, "session", "UPDATE sessions SET name = 'by hand' WHERE id = ?"),
     ("sum changed in the file", 4, "session", "UPDATE sessions SET accumulated_input_tokens = 1 WHERE id = ?"),
-    ("line of usage changed", 5, "ledger", "UPDATE usage_ledger SET output_tokens = 77 WHERE id = (SELECT MIN(id) FROM usage_ledger WHERE session_id = ?)"),
-    ("line of usage gone", 6, "ledger-missing-in-file", "DELETE FROM usage_ledger WHERE id = (SELECT MIN(id) FROM usage_ledger WHERE session_id = ?)"),
+    (
+        "line of usage changed",
+        5,
+        "ledger",
+        "UPDATE usage_ledger SET output_tokens = 77 WHERE id = (SELECT MIN(id) FROM usage_ledger WHERE session_id = ?)",
+    ),
+    (
+        "line of usage gone",
+        6,
+        "ledger-missing-in-file",
+        "DELETE FROM usage_ledger WHERE id = (SELECT MIN(id) FROM usage_ledger WHERE session_id = ?)",
+    ),
 ]
 
 
 async def test_ten_differences_are_found_and_repaired(gaggle: Gaggle, service: Service) -> None:
     """Ten differences planted by hand, seven in the file and three in the mesh: all are found, named and repaired."""
-    gaggle.sql("DELETE FROM messages WHERE session_id NOT IN (SELECT session_id FROM usage_ledger GROUP BY 1 HAVING COUNT(*) > 2)")
+    gaggle.sql(
+        "DELETE FROM messages WHERE session_id NOT IN (SELECT session_id FROM usage_ledger GROUP BY 1 HAVING COUNT(*) > 2)"
+    )
     gaggle.sql("DELETE FROM sessions WHERE id NOT IN (SELECT session_id FROM messages)")
     gaggle.sql("DELETE FROM usage_ledger WHERE session_id NOT IN (SELECT id FROM sessions)")
     gaggle("dual-write", "--once")
@@ -256,7 +299,9 @@ async def test_ten_differences_are_found_and_repaired(gaggle: Gaggle, service: S
     assert session is not None
     assert session.name == "by hand"
     assert gaggle.whole()[names[7]][1][-1]["content"][0]["text"] == "by hand"
-    assert gaggle.sql("SELECT COUNT(*) FROM usage_ledger WHERE output_tokens = 77 AND session_id = ?", names[5]) == [(0,)]
+    assert gaggle.sql("SELECT COUNT(*) FROM usage_ledger WHERE output_tokens = 77 AND session_id = ?", names[5]) == [
+        (0,)
+    ]
 
 
 async def test_killed_in_every_step(gaggle: Gaggle, service: Service) -> None:
@@ -267,7 +312,10 @@ async def test_killed_in_every_step(gaggle: Gaggle, service: Service) -> None:
     assert gaggle.whole() == before
     for name in list(before)[:10]:
         await say(service, name, "from the mesh")
-        gaggle.sql("UPDATE messages SET content_json = '[]' WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)", list(before)[-1])
+        gaggle.sql(
+            "UPDATE messages SET content_json = '[]' WHERE id = (SELECT MIN(id) FROM messages WHERE session_id = ?)",
+            list(before)[-1],
+        )
     kills["pull"] = gaggle.killed("dual-write", "--once")
     kills["verify"] = gaggle.killed("verify", "--fix")
     kills["switch"] = gaggle.killed("switch")
@@ -292,11 +340,7 @@ async def test_killed_in_every_step(gaggle: Gaggle, service: Service) -> None:
 
 async def test_follows_until_stopped(gaggle: Gaggle, service: Service) -> None:
     """Without --once it stays, brings over what either side writes meanwhile, and leaves at SIGTERM with its report."""
-    import asyncio
-
-    from tests.conditions import eventually
-
-    process = subprocess.Popen(gaggle.command("dual-write"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = gaggle.started("dual-write")
     try:
         name = next(iter(gaggle.whole()))
 
@@ -332,10 +376,8 @@ async def test_follows_until_stopped(gaggle: Gaggle, service: Service) -> None:
             return session is not None and session.name == "live"
 
         await eventually(in_mesh, within=60, what="the file's name in the mesh")
-        refused = await asyncio.to_thread(
-            subprocess.run, gaggle.command("switch"), capture_output=True, text=True, timeout=60, check=False
-        )
-        assert (refused.returncode, "Another process" in refused.stderr) == (4, True)
+        code, why = gaggle.refused("switch")
+        assert (code, "Another process" in why) == (4, True)
     finally:
         process.terminate()
         out, _ = process.communicate(timeout=60)
@@ -346,10 +388,10 @@ async def test_follows_until_stopped(gaggle: Gaggle, service: Service) -> None:
 async def test_steps_keep_their_order(gaggle: Gaggle, service: Service) -> None:
     """A step before its time is refused with the next one's name, and nothing can be undone that was not done."""
     for step in ("verify", "switch", "undo"):
-        done = subprocess.run(gaggle.command(step), capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, "has not begun" in done.stderr) == (4, True)
-    done = subprocess.run(gaggle.command("remove"), capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, "--yes" in done.stderr) == (2, True)
+        code, why = gaggle.refused(step)
+        assert (code, "has not begun" in why) == (4, True)
+    code, why = gaggle.refused("remove")
+    assert (code, "--yes" in why) == (2, True)
     assert await service.conversation(next(iter(gaggle.whole()))) is None
 
 
@@ -367,8 +409,6 @@ async def test_foreign_conversations_are_left_alone(gaggle: Gaggle, service: Ser
 
 def test_session_files(gaggle: Gaggle, tmp_path: Path, user: str) -> None:
     """A session export is imported once, however often, and exported value for value; faults name line and column."""
-    from tests.goose.test_pieces import EXPORTS
-
     export = EXPORTS["current"] | {"id": f"{user}.1"}
     file = tmp_path / "session.json"
     file.write_text(json.dumps(export))
@@ -383,5 +423,3 @@ def test_session_files(gaggle: Gaggle, tmp_path: Path, user: str) -> None:
     other.write_text('{"name": "a",\n "working_dir": 1}')
     done = subprocess.run([*command, str(other)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, ":2:17" in done.stderr) == (2, True)
-
-

@@ -70,7 +70,11 @@ PARTS: dict[str, Any] = {
         "id": "c1",
         "toolResult": {"status": "success", "value": [{"type": "text", "text": "r"}]},
     },
-    "tool-response-failed": {"type": "toolResponse", "id": "c1", "toolResult": {"status": "error", "error": "-32603: x"}},
+    "tool-response-failed": {
+        "type": "toolResponse",
+        "id": "c1",
+        "toolResult": {"status": "error", "error": "-32603: x"},
+    },
     "confirmation": {
         "type": "toolConfirmationRequest",
         "id": "c1",
@@ -155,7 +159,12 @@ def test_every_message_comes_back(wanted: Any) -> None:
 def test_messages_have_the_contracts_fields() -> None:
     """What the contract has fields for is in them, not only kept for the way back."""
     message = read_message(MESSAGES["hidden"])
-    assert (message.role, message.hidden_from_user, message.hidden_from_agent, message.steer) == (ROLE_USER, True, True, True)
+    assert (message.role, message.hidden_from_user, message.hidden_from_agent, message.steer) == (
+        ROLE_USER,
+        True,
+        True,
+        True,
+    )
     assert (message.inference.provider, message.inference.resolved_model) == ("p", "b")
     answer = read_message({"role": "user", "created": 5, "content": [PARTS["tool-response"]]})
     assert answer.role == ROLE_TOOL
@@ -224,7 +233,14 @@ def _session(name: str, fields: Fields, extra: str) -> Session:
 
 def test_what_the_mesh_changed_is_written() -> None:
     """A name or a sum that changed in the mesh is written as it is there; all else stays the original's."""
-    row = {"id": "20260101_1", "name": "old", "working_dir": "/w", "input_tokens": 0, "project_id": "p", "recipe_json": "{}"}
+    row = {
+        "id": "20260101_1",
+        "name": "old",
+        "working_dir": "/w",
+        "input_tokens": 0,
+        "project_id": "p",
+        "recipe_json": "{}",
+    }
     session = _session("20260101_1", fields_of_row(row), extra_of_row(row))
     assert row_of(session)["input_tokens"] == 0
     session.name = "new"
@@ -306,7 +322,7 @@ FAULTS = {
         "conversation[0].created must be",
     ),
     "content": (
-        '{"working_dir": "/", "created_at": "", "name": "", "conversation": [{"role": "user", "created": 1, "content": 1}]}',
+        '{"working_dir": "", "created_at": "", "name": "", "conversation": [{"role": "user", "created": 1, "content": 1}]}',
         "conversation[0].content must be an array",
     ),
 }
