@@ -68,6 +68,7 @@ class Migration:
         self.state = State(self._path)
         self._began = time.monotonic()
         self._work_seconds = 0.0
+        self._data_version = 0
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -252,6 +253,11 @@ class Migration:
         if first:
             await tail.caught_up()
         position, told = tail.take()
+        version = database.data_version()
+        if not first and not told and version == self._data_version:
+            tail.done(position)
+            return Tally()
+        self._data_version = version
         levels = self.state.levels()
         quick = database.quick()
         changed = {name: look.messages for name, look in quick.items() if levels.get(name) != look.text()}

@@ -92,14 +92,14 @@ class Entry:
     """Seconds since 1970; 0: never level so far."""
 
     intent: str = ""
-    """What a push that may be cut off is about: the digest that it leads to, and how many messages stay."""
+    """What a push that may be cut off is about: how many messages stay, and the SHA-256 of the session's new extra."""
 
     trouble: str = ""
     """Why it is left alone; empty: it is not."""
 
-    def plan(self, digest: str, keep: int) -> None:
+    def plan(self, keep: int, extra: str) -> None:
         """Note what is about to be sent."""
-        self.intent = json.dumps({"digest": digest, "keep": keep})
+        self.intent = json.dumps({"keep": keep, "extra": extra})
 
     def planned(self) -> dict[str, Any]:
         """What was about to be sent; empty: nothing."""

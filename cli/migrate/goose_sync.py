@@ -90,7 +90,7 @@ class Leveller:
     async def level(self, identity: str, *, prefer: str = "", restore: bool = False) -> Tally:
         """Make one session level, by goose's id.
 
-        `prefer` ("sqlite" or "mesh") settles what both have changed. `restore`: what is missing on one side is brought
+        `prefer` ("sqlite" or "mesh") settles what both have changed, and that alone. `restore`: what is missing on one side is brought
         back from the other, instead of being deleted there, too. Raises LeftAloneError, which is noted, and what
         Client.call raises.
         """
@@ -107,7 +107,7 @@ class Leveller:
     def _new_entry(self, identity: str) -> Entry:
         session_id = new_session_id(identity)
         if not session_id:
-            session_id = f"goose-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+            session_id = f"goose-{_sha256(identity)[:32]}"
         return Entry(identity, session_id, session_id)
 
     async def _level(self, entry: Entry, prefer: str, *, restore: bool) -> Tally:
@@ -129,17 +129,17 @@ class Leveller:
         )
         if local is None:
             return await self._only_there(entry, conversation, session, remote_changed, prefer, restore=restore)
-        if not local_changed and not remote_changed and not prefer and not entry.trouble:
+        if not local_changed and not remote_changed and not entry.trouble:
             entry.quick = local.quick
             self._state.keep_level(entry)
             return Tally()
-        if deleted and not restore and not prefer and not entry.intent:
-            if local_changed:
+        if deleted and not restore and not entry.intent and not (local_changed and prefer == "sqlite"):
+            if local_changed and not prefer:
                 raise LeftAloneError(f"{BOTH_CHANGED}: deleted in the mesh, changed in the file")
-            self._database.delete(local.id, entry.digest)
+            self._database.delete(local.id, local.digest)
             await self._take_away(entry, conversation, session)
             return Tally(deleted=1)
-        if not remote_changed and local_changed and not prefer and self._goes_on(local, entry):
+        if not remote_changed and local_changed and self._goes_on(local, entry):
             assert conversation is not None
             return await self._push(local, entry, RemoteSession(session or Session(), conversation, []), entry.messages)
         messages = await self._mesh.messages(conversation.id) if conversation else []
@@ -159,9 +159,7 @@ class Leveller:
         whole = bool(remote.session.id and remote.conversation.id)
         if whole and written == local.messages and not same_session(row_of(remote.session), local.row):
             return await self._lines_alone(local, remote, entry)
-        if prefer:
-            take_local = prefer == "sqlite"
-        elif self._is_ours_cut_off(entry, local, remote, written):
+        if self._is_ours_cut_off(entry, local, remote, written):
             take_local = True
         elif not whole:
             # What the mesh lacks is made again, from what the file has.
@@ -169,7 +167,9 @@ class Leveller:
                 raise LeftAloneError("the mesh has another conversation of this id")
             take_local = True
         elif local_changed and remote_changed:
-            raise LeftAloneError(_both(local, written, remote))
+            if not prefer:
+                raise LeftAloneError(_both(local, written, remote))
+            take_local = prefer == "sqlite"
         else:
             take_local = local_changed or (not remote_changed and not self._state.phase.reads_from_mesh)
         return await (self._push(local, entry, remote) if take_local else self._pull(local, remote, entry))
@@ -185,12 +185,13 @@ class Leveller:
         restore: bool,
     ) -> Tally:
         """The file does not have it."""
-        was_there = entry.digest != ""
+        # Or was to come over, and is gone from the file since.
+        was_there = entry.digest != "" or entry.intent != ""
         if session is None and conversation is None:
             self._state.forget(entry.id)
             return Tally()
-        if was_there and not restore and prefer != "mesh":
-            if remote_changed and not prefer:
+        if was_there and not restore and not (remote_changed and prefer == "mesh"):
+            if remote_changed and not prefer and entry.level_time:
                 raise LeftAloneError(f"{BOTH_CHANGED}: deleted in the file, changed in the mesh")
             await self._take_away(entry, conversation, session)
             return Tally(deleted=1)
@@ -218,8 +219,8 @@ class Leveller:
             return False
         if not entry.level_time:
             return remote.conversation.metadata.get(SESSION_KEY) == entry.id
-        # The session's own fields are either as they were or as they were to become.
-        return remote.session.etag == entry.session_etag or not same_session(row_of(remote.session), local.row)
+        # The session's own fields are either as they were or as they were to become; its sums come after them.
+        return remote.session.etag == entry.session_etag or plan["extra"] == _sha256(remote.session.extra_json)
 
     # -- the file's side goes to the mesh
 
@@ -233,7 +234,7 @@ class Leveller:
         if keep is None:
             keep = _common(remote.written(), local.messages) if remote else 0
             drop = remote is not None and keep < len(remote.messages)
-        entry.plan(local.digest, keep)
+        entry.plan(keep, _sha256(extra_of_row(local.row)))
         self._state.keep(entry)
         last, etag = int(there.last_sequence), there.etag
         if not there.id:
@@ -480,6 +481,10 @@ def _both(local: LocalSession, written: list[GooseMessage], remote: RemoteSessio
     columns = same_session(row_of(remote.session), local.row)
     counts = f"{len(local.messages)} messages in the file, {len(written)} in the mesh, {common} of them the same"
     return f"{BOTH_CHANGED}: {counts}" + (f"; they differ in {', '.join(columns)}" if columns else "")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
