@@ -70,7 +70,7 @@ def create(path: Path) -> sqlite3.Connection:
 
 def make(path: Path, sessions: int, seed: int = 1, *, sizes: tuple[int, int] | None = None) -> tuple[int, int]:
     """Fill a new database; gives how many messages and ledger lines it has. `sizes`: least and most messages."""
-    source = random.Random(seed)  # noqa: S311 - the same data each time, no secrets
+    source = random.Random(seed)
     with create(path) as connection:
         for number in range(sessions):
             _session(connection, source, number, sessions, sizes)
@@ -213,7 +213,7 @@ def main() -> None:
     asked = parser.parse_args()
     messages, lines = make(asked.file, asked.sessions, asked.seed)
     size = asked.file.stat().st_size / 1e6
-    print(f"{asked.sessions:,} sessions, {messages:,} messages, {lines:,} lines of usage, {size:,.0f} MB")  # noqa: T201
+    print(f"{asked.sessions:,} sessions, {messages:,} messages, {lines:,} lines of usage, {size:,.0f} MB")
 
 
 if __name__ == "__main__":

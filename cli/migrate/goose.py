@@ -32,7 +32,8 @@ app = typer.Typer(
     ),
     epilog=(
         "Example: gaggle migrate goose dual-write --db sessions.db --once; "
-        "gaggle migrate goose verify --db sessions.db; gaggle migrate goose switch --db sessions.db; gaggle migrate goose remove --db sessions.db --yes"
+        "gaggle migrate goose verify --db sessions.db; gaggle migrate goose switch --db sessions.db; "
+        "gaggle migrate goose remove --db sessions.db --yes"
     ),
     invoke_without_command=True,
 )

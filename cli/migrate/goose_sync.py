@@ -90,9 +90,9 @@ class Leveller:
     async def level(self, identity: str, *, prefer: str = "", restore: bool = False) -> Tally:
         """Make one session level, by goose's id.
 
-        `prefer` ("sqlite" or "mesh") settles what both have changed, and that alone. `restore`: what is missing on one side is brought
-        back from the other, instead of being deleted there, too. Raises LeftAloneError, which is noted, and what
-        Client.call raises.
+        `prefer` ("sqlite" or "mesh") settles what both have changed, and that alone. `restore`: what is missing on one
+        side is brought back from the other, instead of being deleted there, too. Raises LeftAloneError, which is noted,
+        and what Client.call raises.
         """
         entry = self._state.entry(identity) or self._new_entry(identity)
         try:

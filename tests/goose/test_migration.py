@@ -200,8 +200,11 @@ async def test_both_sides_are_written(gaggle: Gaggle, service: Service) -> None:
     assert await service.conversation(gone) is None
     there = gaggle("verify", code=1)
     assert {one["session"] for one in there["differences"]} == {both}
+    gaggle.sql(insert, "new-3", mine)
     report = gaggle("dual-write", "--once", "--prefer", "mesh")
     assert report["left_alone"] == []
+    # What the file alone has changed is not undone by that.
+    assert len(await service.messages(mine)) == len(gaggle.whole()[mine][1]) == len(after[mine][1]) + 1
     assert gaggle.whole()[both][1][-1]["content"][0]["text"] == "from the mesh, too"
     assert gaggle("verify")["differences"] == []
 
@@ -268,7 +271,8 @@ DIFFERENCES: list[tuple[str, int, str, str]] = [
 async def test_ten_differences_are_found_and_repaired(gaggle: Gaggle, service: Service) -> None:
     """Ten differences planted by hand, seven in the file and three in the mesh: all are found, named and repaired."""
     gaggle.sql(
-        "DELETE FROM messages WHERE session_id NOT IN (SELECT session_id FROM usage_ledger GROUP BY 1 HAVING COUNT(*) > 2)"
+        "DELETE FROM messages WHERE session_id NOT IN "
+        "(SELECT session_id FROM usage_ledger GROUP BY session_id HAVING COUNT(*) > 2)"
     )
     gaggle.sql("DELETE FROM sessions WHERE id NOT IN (SELECT session_id FROM messages)")
     gaggle.sql("DELETE FROM usage_ledger WHERE session_id NOT IN (SELECT id FROM sessions)")

@@ -73,7 +73,7 @@ class OpenAIModel:
     async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Stream a chat completion."""
         client = await self._client()
-        import openai  # noqa: PLC0415 - loaded by now
+        import openai
 
         answer = _Answer()
         try:
@@ -205,7 +205,7 @@ def _image(image: Image) -> dict[str, Any]:
 
 def model_error(error: "openai.OpenAIError") -> ModelError:
     """Say of a failure of the client which of ours it is."""
-    import openai  # noqa: PLC0415 - who has its error has loaded it
+    import openai
 
     if isinstance(error, openai.APIConnectionError):
         return ModelError(_UNAVAILABLE, "the endpoint can't be reached, or is too slow")

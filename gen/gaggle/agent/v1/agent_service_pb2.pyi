@@ -930,9 +930,9 @@ class ImportUsageRequest(_message.Message):
     """Optional; the etag last read."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.UsageEntry]:
-        """At most 500, of at most 40 days, ascending by source_id, which each must have; `time` too. Those whose source_id is
-        not above the session's usage_source_id have been entered before and are passed over. conversation_id and session_id
-        are the session's.
+        """At most 500, of at most 40 days, ascending by source_id, which each must have; `time` too, at most a day from now.
+        Those whose source_id is not above the session's usage_source_id have been entered before and are passed over.
+        conversation_id and session_id are the session's.
         """
 
     @_builtins.property
