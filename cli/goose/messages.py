@@ -207,7 +207,7 @@ def _write_part(part: ContentPart) -> Any:  # noqa: C901, PLR0911 - a table of k
             return _write_response(part.tool_response)
         case "tool_confirmation_request":
             asked = part.tool_confirmation_request
-            made = {"type": "toolConfirmationRequest", "id": asked.id, "toolName": asked.tool_name}
+            made: dict[str, Any] = {"type": "toolConfirmationRequest", "id": asked.id, "toolName": asked.tool_name}
             made["arguments"] = _loads(asked.arguments_json)
             made["prompt"] = asked.prompt if asked.HasField("prompt") else None
             return made

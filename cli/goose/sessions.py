@@ -224,7 +224,7 @@ def usage_entry(line: Row) -> UsageEntry:
 
 def ledger_line(entry: UsageEntry) -> Row:
     """A line of the mesh's ledger as a row of `usage_ledger`, without id and session."""
-    usage = entry.usage
+    usage: Any = entry.usage
     made: Row = {"created_timestamp": entry.time.seconds, "model": entry.model or None}
     for _, column, ours in _TOKENS:
         made[column] = getattr(usage, ours) if usage.HasField(ours) else None

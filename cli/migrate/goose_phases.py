@@ -266,8 +266,8 @@ class Migration:
             # Looked at anew when a side says something new of them, not at every turn.
             seen = {entry.id: entry.quick for entry in self.state.troubles()}
             changed = {name: count for name, count in changed.items() if seen.get(name) != quick[name].text()}
-        changed |= dict.fromkeys(name for name in levels if name not in quick) | dict.fromkeys(told, 0)
-        weights = {name: max(count or 0, 1) for name, count in changed.items()}
+        changed |= dict.fromkeys([*(name for name in levels if name not in quick), *told], 0)
+        weights = {name: max(count, 1) for name, count in changed.items()}
         if first and weights:
             self._progress.begin("sessions", sum(weights.values()))
         tally = await self._each(leveller, weights, prefer, shown=first)
@@ -385,8 +385,8 @@ class Migration:
                     verifier = Verifier(database, there, self.state)
                     differences = await self._differences(verifier)
                     if differences or self._stopping.is_set():
-                        report = {"phase": str(self.state.phase), "differences": [one.told() for one in differences]}
-                        return self._outcome(step, report | {"complete": not self._stopping.is_set()}, differences)
+                        left = {"differences": [one.told() for one in differences]}
+                        return self._outcome(step, left | {"complete": not self._stopping.is_set()}, differences)
                     if then is Phase.REMOVING:
                         self._copy(database, self.state.final)
                     self.state.phase = then

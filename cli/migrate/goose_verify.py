@@ -100,9 +100,9 @@ class Verifier:
                     table.add(entry)
                     self.lines += 1
                 progress(self.lines)
-            for entry in self._state.entries():
-                local = self._database.ledger(entry.id)
-                for difference in _compare_lines(entry, local, table.of(entry.session_id)):
+            for known in self._state.entries():
+                local = self._database.ledger(known.id)
+                for difference in _compare_lines(known, local, table.of(known.session_id)):
                     yield difference
 
 

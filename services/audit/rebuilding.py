@@ -82,12 +82,12 @@ class Rebuild:
                 await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
                 yield progress
         await self._store.prune_conversations(started, user_id)
-        for one in self._others:
+        for other in self._others:
             try:
-                await one.once(user_id)
+                await other.once(user_id)
             except GaggleError as error:
                 # Its service is away, or no part of this mesh: what the log has is all there is.
-                _log.info("reconciliation_put_off", owner=one.app_id, error=error.message)
+                _log.info("reconciliation_put_off", owner=other.app_id, error=error.message)
             yield progress
         await self._store.begin_entities(user_id)
         position, more = 0, True
