@@ -18,7 +18,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 # On component sets and stores other than the default ones; `make test-brokers` runs these.
 ELSEWHERE := tests/brokers tests/stores
 
-.PHONY: help demo up down test test-brokers check generate released bench clean
+.PHONY: help demo up down test test-brokers check generate released bench recording clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,11 @@ released: $(INSTALLED) ## Record the contracts as released: later ones are check
 
 bench: $(INSTALLED) ## Measure Gaggle and its peers side by side (about fifteen minutes).
 	@$(BIN)/python -m bench
+
+recording: $(INSTALLED) ## Run docs/recipe-run again and record what it shows (a minute).
+	@docs/recipe-run/run.sh > docs/recipe-run/recording.tmp
+	@mv docs/recipe-run/recording.tmp docs/recipe-run/recording.txt
+	@cat docs/recipe-run/recording.txt
 
 clean: ## Remove what builds and tests left; the mesh's data and the cached binaries stay.
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build $(VENV)

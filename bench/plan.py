@@ -13,7 +13,8 @@ SYNC = "sync1000"
 TOOLCALL = "toolcall"
 TURN = "turn"
 FIRST_TEXT = "firsttext"
-CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, SYNC, TOOLCALL, TURN, FIRST_TEXT)
+RECIPESTEP = "recipestep"
+CASES = (LIST, APPEND, SESSIONS, EVENT, EVENTS, REMINDERS, SYNC, TOOLCALL, TURN, FIRST_TEXT, RECIPESTEP)
 
 DRIVEN = (TOOLCALL, TURN, FIRST_TEXT)
 """Measured by a client in Python on every way, `{case}-{system}` in worker.py, without a history of their own."""
@@ -60,6 +61,8 @@ TOOL_CALLERS = (1, 8)
 """A connection takes 16 calls at once."""
 TURN_CALLERS = (1, 8)
 BURST_CALLERS = 32
+RECIPE_CALLERS = (1, 8)
+"""Executions under way at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,9 @@ class Pace:
     events: int
     """Appends whose event is awaited, in each of `rounds`."""
 
+    recipe_seconds: float
+    """Of a cell of recipes in one round: an execution takes many times what a read takes."""
+
     reminder_rounds: int
     reminder_count: int
     reminder_seconds: float
@@ -113,6 +119,7 @@ FULL = Pace(
     session_rounds=3,
     session_seconds=5.0,
     events=60,
+    recipe_seconds=8.0,
     reminder_rounds=1,
     reminder_count=REMINDER_COUNT,
     reminder_seconds=60.0,
@@ -129,6 +136,7 @@ QUICK = Pace(
     session_rounds=1,
     session_seconds=2.0,
     events=30,
+    recipe_seconds=3.0,
     reminder_rounds=1,
     reminder_count=100,
     reminder_seconds=6.0,
@@ -159,6 +167,7 @@ def _all() -> Iterator[Cell]:  # noqa: C901 - a table, read from top to bottom
     yield from (
         Cell(case, system, callers, 0) for case in (TURN, FIRST_TEXT) for callers in TURN_CALLERS for system in ways
     )
+    yield from (Cell(RECIPESTEP, "gaggle", callers, 0) for callers in RECIPE_CALLERS)
     yield from (Cell(EVENTS, broker, BURST_CALLERS, 0) for broker in BROKERS)
     for callers in _CALLERS:
         for history in HISTORIES:

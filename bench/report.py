@@ -19,6 +19,7 @@ from bench.plan import (
     EVENT,
     LIST,
     PEERS,
+    RECIPESTEP,
     REMINDERS,
     STUB,
     SUBSCRIBER,
@@ -171,7 +172,13 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _client(row: Mapping[str, Any]) -> str:
-    others = {EVENT: SUBSCRIBER, REMINDERS: SUBSCRIBER, SYNC: SUBSCRIBER, **dict.fromkeys(DRIVEN, STUB)}
+    others = {
+        EVENT: SUBSCRIBER,
+        REMINDERS: SUBSCRIBER,
+        SYNC: SUBSCRIBER,
+        RECIPESTEP: STUB,
+        **dict.fromkeys(DRIVEN, STUB),
+    }
     return others.get(row["case"]) or CLIENTS[row["system"]]
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from bench import events as broker_events
 from bench import peers, protoset
 from bench.clients.client import Spec
+from bench.clients.recipes import STEPS
 from bench.clients.turns import ENDPOINT
 from bench.ghz import Ghz, Target
 from bench.plan import (
@@ -32,6 +33,7 @@ from bench.plan import (
     HISTORIES,
     LIST,
     PYTHON,
+    RECIPESTEP,
     REMINDERS,
     SESSION_COUNT,
     SESSIONS,
@@ -78,8 +80,11 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     sync = [cell for cell in cells if cell.case == SYNC]
     if sync:
         _sync(sync, pace, tell, done, samples)
+    recipes = [cell for cell in cells if cell.case == RECIPESTEP]
+    if recipes:
+        _recipes(recipes, pace, tell, done, samples)
     _measure_brokers(samples, pace, tell, done)
-    others = [cell for cell in cells if cell.case not in {REMINDERS, SYNC, EVENTS}]
+    others = [cell for cell in cells if cell.case not in {REMINDERS, SYNC, EVENTS, RECIPESTEP}]
     if others:
         _all_others(others, pace, console, tell, done, samples)
     return samples
@@ -159,6 +164,40 @@ def _reminders(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Ce
                 tell(f"round {number} of {pace.reminder_rounds}: {cell}")
                 answer = worker.ask("reminders", _REMINDERS_SECONDS, system="gaggle-reminders", **asked)
                 samples[cell].append(Round(**answer))
+                done(cell)
+
+
+def _recipes(cells: Sequence[Cell], pace: Pace, tell: Tell, done: Callable[[Cell], None], samples: Samples) -> None:
+    """Measure recipes, on a mesh of the services that they need. Latencies and rates are of steps. Raises Failed."""
+    system = f"{RECIPESTEP}-gaggle"
+    with contextlib.ExitStack() as held:
+        work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="gaggle-bench-", ignore_cleanup_errors=True)))
+        tell("starting the mesh of recipes")
+        services = ("conversation", "extension", "agent", "recipe")
+        started = held.enter_context(mesh(work / "mesh", services, _SETTINGS))
+        spec = Spec(
+            database_url=started.database_url,
+            sidecar_grpc="",
+            sidecar_http="",
+            store=_STORE,
+            pubsub="pubsub",
+            service="",
+            token=sign_token(DataDirectory.at(started.data), "bench", ttl_seconds=24 * 3600),
+            document="",
+            pools={},
+            recipe=started.services["recipe"].address,
+        )
+        (work / "spec.json").write_text(json.dumps(asdict(spec)))
+        worker = _worker(held, work, Path(sys.executable), "recipes")
+        worker.ask("prepare", _PREPARE_SECONDS, system=system, history=0)
+        for number in range(1, pace.rounds + 1):
+            for cell in cells:
+                tell(f"round {number} of {pace.rounds}: {cell}")
+                asked = {"case": cell.case, "callers": cell.callers, "history": 0, "seconds": pace.recipe_seconds}
+                answer = worker.ask("measure", pace.recipe_seconds + _MEASURE_SECONDS, system=system, **asked)
+                latencies, seconds = answer["latencies_ms"], answer["seconds"]
+                steps = [one / STEPS for one in latencies]
+                samples[cell].append(Round(seconds, steps, rate=len(latencies) * STEPS / seconds))
                 done(cell)
 
 

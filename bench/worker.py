@@ -26,6 +26,7 @@ _MODULES = {
     "firsttext-openai-sdk": "turns:connect_bare_first",
     "firsttext-gaggle": "turns:connect_straight_first",
     "firsttext-gaggle-mesh": "turns:connect_sidecars_first",
+    "recipestep-gaggle": "recipes",
     "asyncpg": "floor",
     "dapr-http-json": "dapr_http",
     "openai-agents-dapr": "openai_dapr",

@@ -38,7 +38,8 @@ def rebuild(
             async for last in stub.Rebuild(pb.RebuildRequest(user_id=user), metadata=target.metadata()):
                 status.update(f"{last.users} users, {last.conversations} conversations, {last.messages} messages")
         console.print(
-            f"Made again: {last.users} users, {last.conversations} conversations, {last.messages} messages "
+            f"Made again: {last.users} users, {last.conversations} conversations, {last.messages} messages, "
+            f"{last.entities} recipes, executions, extensions and sessions "
             f"in {last.elapsed.ToMilliseconds() / 1000:.1f} s"
         )
 

@@ -14,7 +14,9 @@ from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
+from cli.goose.commands import app as goose_app
 from cli.migrate import app as migrate_app
+from cli.migrate import goose as migrate_goose
 from cli.migrate.chat_tables import app as chat_tables_app
 from cli.notifications.commands import app as notifications_app
 from cli.recipes.commands import app as recipes_app
@@ -48,7 +50,9 @@ watch_command.register(app)
 agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(goose_app, name="goose")
 migrate_app.add_typer(chat_tables_app, name="chat-tables")
+migrate_goose.register(migrate_app)
 app.add_typer(migrate_app, name="migrate")
 task_tools_commands.register(app)
 demo_command.register(app)

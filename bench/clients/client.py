@@ -54,6 +54,8 @@ class Spec:
     agent_app_id: str = ""
     model_url: str = ""
     """Where the model that answers at once is."""
+    recipe: str = ""
+    """The recipe service itself; empty: it does not run."""
 
 
 class Client(Protocol):

@@ -34,7 +34,7 @@ class ImportProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _Rate(),
+                Rate(),
                 TimeRemainingColumn(),
                 console=console,
                 transient=True,
@@ -83,6 +83,9 @@ class ImportProgress:
         self._console.print(text, soft_wrap=True)
 
 
-class _Rate(ProgressColumn):
+class Rate(ProgressColumn):
+    """Units a second."""
+
     def render(self, task: Task) -> Text:
+        """One task's."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")

@@ -12,21 +12,28 @@ from cli.transcripts._limits import (
     MAX_APPEND_BYTES,
     MAX_APPEND_MESSAGES,
     MAX_MESSAGE_BYTES,
+    MESSAGE_ID,
 )
-from cli.transcripts._source import Document
-from cli.transcripts._transcript import Format, Transcript, Written
+from cli.transcripts._source import Document, Node
+from cli.transcripts._transcript import Format, Transcript, Written, dump, keep, kept, restore
 
 __all__ = [
     "FORMATS",
     "MAX_APPEND_BYTES",
     "MAX_APPEND_MESSAGES",
     "MAX_MESSAGE_BYTES",
+    "MESSAGE_ID",
     "Document",
     "Format",
+    "Node",
     "Transcript",
     "TranscriptError",
     "Written",
+    "dump",
     "format_named",
+    "keep",
+    "kept",
     "read",
+    "restore",
     "write",
 ]

@@ -66,6 +66,7 @@ class Owner:
                         entity_id=document.session.id,
                         revision=document.revision,
                         incarnation=document.incarnation,
+                        deleted=document.HasField("delete_time"),
                     )
             if start > 0:
                 response.next_page_token = paging.encode({"k": bucket, "p": start - 1}, *scope)

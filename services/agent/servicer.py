@@ -126,6 +126,17 @@ class AgentServicer(api_grpc.AgentServiceServicer):
         validation.named_session(request.session_id, request.request_id).raise_if_any()
         return api.EndSessionResponse(session=await self._sessions.end(_user(), request))
 
+    async def DeleteSession(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        """See the contract."""
+        validation.named_session(request.session_id, request.request_id).raise_if_any()
+        await self._sessions.delete(_user(), request)
+        return api.DeleteSessionResponse()
+
+    async def ImportUsage(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        """See the contract."""
+        validation.import_usage(request)
+        return api.ImportUsageResponse(session=await self._sessions.import_usage(_user(), request))
+
     async def ListUsage(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         """See the contract."""
         return await self._sessions.usage(_user(), request)

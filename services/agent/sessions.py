@@ -1,8 +1,10 @@
 """Agent sessions, and what a user's turns have used."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 from google.protobuf.message import Message as ProtoMessage
@@ -36,6 +38,7 @@ INDEX_ENTRIES = 256
 EVENT_REFERENCES = 256
 DAY_ENTRIES = 256
 MAX_DAYS = 366
+TOMBSTONE_SECONDS = 7 * 24 * 3600
 _DEFAULT_DAYS = 30
 _EPOCH = date(1970, 1, 1)
 _AT_ONCE = 25
@@ -50,6 +53,11 @@ class Sessions:
     def __init__(self, store: AgentStore) -> None:
         """All lies in one store."""
         self._store = store
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def _alone(self, user_id: str) -> asyncio.Lock:
+        """Let changes of a user's index and days in this process follow each other, instead of losing races."""
+        return self._locks.setdefault(user_id, asyncio.Lock())
 
     # -- changing
 
@@ -65,6 +73,7 @@ class Sessions:
             settings=request.settings,
             status=_ACTIVE,
             metadata=request.metadata,
+            extra_json=request.extra_json,
         )
         request_key = row_key(user_id, request.request_id) if request.request_id else ""
         index = index_key(user_id)
@@ -74,11 +83,17 @@ class Sessions:
             first = first_answer(transaction.item(request_key), digest)
             if first is not None:
                 return self._repeated(session_pb2.Session.FromString(first), session)
-            if transaction.item(key) is not None:
+            earlier = transaction.read(key, document_pb2.SessionDocument)
+            if undeleted(earlier) is not None:
                 raise AlreadyExistsError("session", session.id)
-            document = document_pb2.SessionDocument(session=session, incarnation=int(datetime.now(UTC).timestamp()))
+            # Of two lives that begin in one second the later one must count for more.
+            life = max(int(datetime.now(UTC).timestamp()), earlier.incarnation + 1 if earlier else 0)
+            document = document_pb2.SessionDocument(session=session, incarnation=life)
+            # Its lines of the ledger stay, and are not entered again.
+            document.session.usage_source_id = earlier.session.usage_source_id if earlier else 0
             document.session.create_time.CopyFrom(now())
-            await self.enter(user_id, transaction, session_id=session.id)
+            # A deleted one of this id still stands in the index.
+            await self.enter(user_id, transaction, session_id=session.id if earlier is None else "")
             answer = session_pb2.Session(id=session.id, create_time=document.session.create_time)
             if request_key:
                 transaction.puts.append(new_row(request_key, digest, answer.SerializeToString()))
@@ -87,7 +102,8 @@ class Sessions:
             return describe(document)
 
         keys = [key, index, *([request_key] if request_key else [])]
-        return await self._store.change(keys, apply)
+        async with self._alone(user_id):
+            return await self._store.change(keys, apply)
 
     @staticmethod
     def _repeated(first: session_pb2.Session, told: session_pb2.Session) -> session_pb2.Session:
@@ -120,6 +136,15 @@ class Sessions:
                 document.session.metadata.clear()
                 document.session.metadata.update(request.metadata.entries)
                 changed.append("metadata")
+            if request.HasField("extra_json"):
+                document.session.extra_json = request.extra_json
+                changed.append("extra")
+            if request.HasField("working_dir"):
+                document.session.working_dir = request.working_dir
+                changed.append("working_dir")
+            if request.HasField("session_type"):
+                document.session.session_type = request.session_type
+                changed.append("session_type")
             return changed
 
         digest = _hash("UpdateSession", request)
@@ -137,23 +162,94 @@ class Sessions:
 
         return await self._change(user_id, request, _hash("EndSession", request), apply, topics.SESSION_ENDED)
 
+    async def delete(self, user_id: str, request: api.DeleteSessionRequest) -> None:
+        """Take a session away; one that was deleted is OK. Raises NotFoundError, ConflictError (STALE_ETAG)."""
+        key = session_key(user_id, request.session_id)
+        digest = _hash("DeleteSession", request)
+        request_key = row_key(user_id, request.request_id) if request.request_id else ""
+
+        def apply(transaction: Transaction) -> None:
+            document = transaction.read(key, document_pb2.SessionDocument)
+            if document is None:
+                raise NotFoundError("session", request.session_id)
+            if first_answer(transaction.item(request_key), digest) is not None or undeleted(document) is None:
+                return
+            _check_etag(document, request.etag)
+            if request_key:
+                transaction.puts.append(new_row(request_key, digest, b""))
+            entered = document.session.usage_source_id
+            document.session.CopyFrom(session_pb2.Session(id=document.session.id, usage_source_id=entered))
+            document.delete_time.CopyFrom(now())
+            payload = event_pb2.SessionEndedEvent(cause="deleted")
+            self.write(user_id, transaction, document, {topics.SESSION_ENDED: payload}, erased=True)
+            transaction.put(key, document, ttl_seconds=TOMBSTONE_SECONDS)
+
+        await self._store.change([key, *([request_key] if request_key else [])], apply, confirm=[key])
+
+    async def import_usage(self, user_id: str, request: api.ImportUsageRequest) -> session_pb2.Session:
+        """Enter another program's lines and sums. Raises NotFoundError, ConflictError (STALE_ETAG)."""
+        key, index = session_key(user_id, request.session_id), index_key(user_id)
+        digest = _hash("ImportUsage", request)
+        request_key = row_key(user_id, request.request_id) if request.request_id else ""
+        by_day: dict[int, list[session_pb2.UsageEntry]] = {}
+        for entry in request.entries:
+            by_day.setdefault(entry.time.ToDatetime(UTC).toordinal() - _EPOCH.toordinal(), []).append(entry)
+
+        async def apply(transaction: Transaction) -> session_pb2.Session:
+            document = undeleted(transaction.read(key, document_pb2.SessionDocument))
+            if document is None:
+                raise NotFoundError("session", request.session_id)
+            if first_answer(transaction.item(request_key), digest) is not None:
+                return describe(document)
+            _check_etag(document, request.etag)
+            session = document.session
+            if by_day:
+                self._note_imported(user_id, transaction, session, by_day)
+                session.usage_source_id = max(session.usage_source_id, request.entries[-1].source_id)
+                await self.enter(user_id, transaction, day=min(by_day))
+            if request.HasField("accumulated_usage"):
+                session.accumulated_usage.CopyFrom(request.accumulated_usage)
+            if request.HasField("last_usage"):
+                session.last_usage.CopyFrom(request.last_usage)
+            if request_key:
+                transaction.puts.append(
+                    new_row(request_key, digest, session_pb2.Session(id=session.id).SerializeToString())
+                )
+            payload = event_pb2.SessionUpdatedEvent(changed=["usage"])
+            self.write(user_id, transaction, document, {topics.SESSION_UPDATED: payload})
+            return describe(document)
+
+        keys = [key, index, *(day_key(user_id, day) for day in by_day), *([request_key] if request_key else [])]
+        async with self._alone(user_id):
+            return await self._store.change(keys, apply, confirm=[key])
+
+    def _note_imported(
+        self,
+        user_id: str,
+        transaction: Transaction,
+        session: session_pb2.Session,
+        by_day: dict[int, list[session_pb2.UsageEntry]],
+    ) -> None:
+        """Plan the lines that the session has not had before."""
+        for day, entries in by_day.items():
+            fresh = [one for one in entries if one.source_id > session.usage_source_id]
+            for one in fresh:
+                one.session_id, one.conversation_id = session.id, session.conversation_id
+            if fresh:
+                self.note_usage(user_id, transaction, day, *fresh)
+
     async def _change(self, user_id: str, request: Any, digest: bytes, alter: Any, topic: str) -> session_pb2.Session:
         key = session_key(user_id, request.session_id)
         request_key = row_key(user_id, request.request_id) if request.request_id else ""
 
         def apply(transaction: Transaction) -> session_pb2.Session:
-            document = transaction.read(key, document_pb2.SessionDocument)
+            document = undeleted(transaction.read(key, document_pb2.SessionDocument))
             if document is None:
                 raise NotFoundError("session", request.session_id)
             if first_answer(transaction.item(request_key), digest) is not None:
                 return describe(document)
-            ended = topic == topics.SESSION_ENDED and document.session.status == _ENDED
-            if request.etag and request.etag != str(document.revision) and not ended:
-                raise ConflictError(
-                    "someone else changed the session",
-                    reason=error_reason_pb2.ERROR_REASON_STALE_ETAG,
-                    metadata={"etag": request.etag, "current": str(document.revision)},
-                )
+            if not (topic == topics.SESSION_ENDED and document.session.status == _ENDED):
+                _check_etag(document, request.etag)
             changed = alter(document)
             if not changed:
                 return describe(document)
@@ -184,8 +280,9 @@ class Sessions:
         document.session.update_time.CopyFrom(now())
         for payload in () if erased else payloads.values():
             told = describe(document)
-            # It may be long, and may hold what is nobody's business.
+            # They may be long, and may hold what is nobody's business.
             told.settings.ClearField("system_prompt")
+            told.ClearField("extra_json")
             payload.session.CopyFrom(told)
             payload.name = told.name
             payload.conversation_id = told.conversation_id
@@ -224,7 +321,7 @@ class Sessions:
             transaction.puts += await self._store.users.entering(user_id)
         if index.HasField("erase_time"):
             raise FailedPreconditionError("the user has been erased", reason=error_reason_pb2.ERROR_REASON_USER_ERASED)
-        if day and index.first_day:
+        if day and index.first_day and index.first_day <= day:
             return
         if day:
             index.first_day = day
@@ -242,7 +339,7 @@ class Sessions:
 
     async def get(self, user_id: str, session_id: str) -> session_pb2.Session:
         """Read a session. Raises NotFoundError."""
-        document = await self._store.read(session_key(user_id, session_id), document_pb2.SessionDocument)
+        document = undeleted(await self._store.read(session_key(user_id, session_id), document_pb2.SessionDocument))
         if document is None:
             raise NotFoundError("session", session_id)
         return describe(document)
@@ -264,13 +361,15 @@ class Sessions:
                 batch = ids[max(place - _AT_ONCE + 1, 0) : place + 1]
                 batch.reverse()
                 for document in await self.documents(user_id, batch):
-                    if request.status and document.session.status != request.status:
+                    gone = not document.session.id or document.HasField("delete_time")
+                    if gone or (request.status and document.session.status != request.status):
                         place -= 1
                         continue
                     if len(response.sessions) == size:
                         response.next_page_token = paging.encode({"k": current, "p": place}, *scope)
                         return response
                     response.sessions.append(describe(document))
+                    response.sessions[-1].ClearField("extra_json")
                     place -= 1
             current, position = current - 1, None
         return response
@@ -322,19 +421,20 @@ class Sessions:
             del document.turn_ids[:]
         transaction.put(key, document)
 
-    def note_usage(self, user_id: str, transaction: Transaction, day: int, entry: session_pb2.UsageEntry) -> None:
-        """Plan a line of the ledger, in its day, which the transaction has read."""
+    def note_usage(self, user_id: str, transaction: Transaction, day: int, *entries: session_pb2.UsageEntry) -> None:
+        """Plan lines of the ledger, in their day, which the transaction has read; once a day in a transaction."""
         key = day_key(user_id, day)
         document = transaction.read(key, document_pb2.Day) or document_pb2.Day()
         if document.erased:
             return
-        document.entries.append(entry)
-        usage.count(document.models[entry.model], entry.usage)
-        if len(document.entries) > DAY_ENTRIES:
-            block = document_pb2.Day(entries=document.entries)
-            transaction.put(day_key(user_id, day, f"e{document.entry_blocks}"), block)
-            document.entry_blocks += 1
-            del document.entries[:]
+        for entry in entries:
+            document.entries.append(entry)
+            usage.count(document.models[entry.model], entry.usage)
+            if len(document.entries) > DAY_ENTRIES:
+                block = document_pb2.Day(entries=document.entries)
+                transaction.put(day_key(user_id, day, f"e{document.entry_blocks}"), block)
+                document.entry_blocks += 1
+                del document.entries[:]
         transaction.put(key, document)
 
     async def usage(self, user_id: str, request: api.ListUsageRequest) -> api.ListUsageResponse:
@@ -387,6 +487,20 @@ class Sessions:
                 response.entries.append(entries[index])
             block, place = block - 1, None
         return response
+
+
+def undeleted(document: document_pb2.SessionDocument | None) -> document_pb2.SessionDocument | None:
+    """Give a session's document, None of one that was deleted."""
+    return None if document is None or document.HasField("delete_time") else document
+
+
+def _check_etag(document: document_pb2.SessionDocument, etag: str) -> None:
+    if etag and etag != str(document.revision):
+        raise ConflictError(
+            "someone else changed the session",
+            reason=error_reason_pb2.ERROR_REASON_STALE_ETAG,
+            metadata={"etag": etag, "current": str(document.revision)},
+        )
 
 
 def describe(document: document_pb2.SessionDocument) -> session_pb2.Session:

@@ -17,7 +17,7 @@ from gaggle.conversation.v1 import message_pb2
 from services.agent import journal, usage
 from services.agent.models.catalog import Catalog
 from services.agent.peers import Conversations
-from services.agent.sessions import Sessions
+from services.agent.sessions import Sessions, undeleted
 from services.agent.settings import AgentSettings
 from services.agent.store import (
     AgentStore,
@@ -215,7 +215,7 @@ class Turns:
             watch(transaction, watched, user_id, turn_id)
             self._sessions.note_turn(user_id, transaction, day, turn_id)
             await self._sessions.enter(user_id, transaction, day=day)
-            if session and (told := transaction.read(session, document_pb2.SessionDocument)) is not None:
+            if session and (told := undeleted(transaction.read(session, document_pb2.SessionDocument))) is not None:
                 told.session.conversation_id = conversation_id
                 payload = event_pb2.SessionUpdatedEvent(changed=["conversation"])
                 self._sessions.write(user_id, transaction, told, {topics.SESSION_UPDATED: payload})
@@ -386,7 +386,7 @@ class Turns:
                 following = document.queue.pop(0) if document.queue else ""
                 document.active_turn_id = following
                 transaction.put(lane, document)
-            if session and (counted := transaction.read(session, document_pb2.SessionDocument)) is not None:
+            if session and (counted := undeleted(transaction.read(session, document_pb2.SessionDocument))) is not None:
                 usage.add(counted.session.accumulated_usage, current.usage)
                 counted.session.last_usage.CopyFrom(current.usage)
                 counted.session.turn_count += 1

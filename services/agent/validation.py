@@ -1,6 +1,7 @@
 """What a request must be before anything is read for it."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 
 import jsonschema
@@ -28,6 +29,9 @@ MAX_REASON_BYTES = 1024
 MAX_APPROVAL_TOOLS = 64
 MIN_EXPIRE_SECONDS = 10
 MAX_EXPIRE_SECONDS = 30 * 86_400
+MAX_EXTRA_BYTES = 512 * 1024
+MAX_IMPORTED_LINES = 500
+MAX_IMPORTED_DAYS = 40
 # What a person may say; the rest is the service's own to write.
 SAID = frozenset({"text", "image"})
 
@@ -130,6 +134,7 @@ def create_session(request: api.CreateSessionRequest) -> None:
     _bytes(violations, "session_type", request.session_type, MAX_TYPE_BYTES)
     session_settings(violations, request.settings)
     metadata(violations, "metadata", request.metadata)
+    _extra(violations, request.extra_json)
     violations.raise_if_any()
 
 
@@ -140,7 +145,44 @@ def update_session(request: api.UpdateSessionRequest) -> None:
     violations.id("conversation_id", request.conversation_id, required=False)
     session_settings(violations, request.settings)
     metadata(violations, "metadata", request.metadata.entries)
+    _bytes(violations, "working_dir", request.working_dir, MAX_PATH_BYTES)
+    _bytes(violations, "session_type", request.session_type, MAX_TYPE_BYTES)
+    _extra(violations, request.extra_json)
     violations.raise_if_any()
+
+
+def import_usage(request: api.ImportUsageRequest) -> None:
+    """Check lines of another ledger. Raises InvalidArgumentError."""
+    violations = named_session(request.session_id, request.request_id)
+    violations.check(
+        ok=len(request.entries) <= MAX_IMPORTED_LINES, field="entries", what=f"at most {MAX_IMPORTED_LINES}"
+    )
+    last, days = 0, set()
+    for index, entry in enumerate(request.entries):
+        place = f"entries[{index}]"
+        violations.check(ok=entry.source_id > last, field=f"{place}.source_id", what="must be set, and ascend")
+        # Erasure walks the days up to tomorrow: there must be none beyond.
+        tomorrow = time.time() + 86_400
+        violations.check(
+            ok=0 < entry.time.seconds < tomorrow, field=f"{place}.time", what="must be set, and not in the future"
+        )
+        _bytes(violations, f"{place}.model", entry.model, MAX_MODEL_BYTES)
+        _bytes(violations, f"{place}.cost_source", entry.cost_source, MAX_TYPE_BYTES)
+        violations.check(ok=not entry.turn_id, field=f"{place}.turn_id", what="is of turns of this service alone")
+        last = entry.source_id
+        days.add(entry.time.seconds // 86_400)
+    violations.check(ok=len(days) <= MAX_IMPORTED_DAYS, field="entries", what=f"of at most {MAX_IMPORTED_DAYS} days")
+    violations.raise_if_any()
+
+
+def _extra(violations: Violations, text: str) -> None:
+    _bytes(violations, "extra_json", text, MAX_EXTRA_BYTES)
+    if not text:
+        return
+    try:
+        violations.check(ok=isinstance(json.loads(text), dict), field="extra_json", what="must be a JSON object")
+    except (ValueError, RecursionError):
+        violations.check(ok=False, field="extra_json", what="is not JSON")
 
 
 def named_session(session_id: str, request_id: str = "") -> Violations:

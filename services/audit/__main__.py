@@ -41,19 +41,20 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
     pace = IndexPace(settings.index_poll_seconds, settings.index_concurrency, settings.index_lease_seconds)
     indexer = Indexer(store, owner, pace)
     rounds = Pace(holder, settings.reconcile_interval_seconds, settings.reconcile_grace_seconds)
+    others = [
+        EntityReconciliation(store, EntityOwner(runtime.sidecar, settings.sibling(one), issue), rounds)
+        for one in settings.entity_services
+    ]
     reconciliations: list[Reconciliation | EntityReconciliation] = [
         Reconciliation(store, owner, rounds),
-        *(
-            EntityReconciliation(store, EntityOwner(runtime.sidecar, settings.sibling(one), issue), rounds)
-            for one in settings.entity_services
-        ),
+        *others,
     ]
     erasure = Erasure(store, runtime.sidecar, pubsub=settings.pubsub, poll_seconds=settings.erasure_poll_seconds)
     servicer = AuditServicer(
         store,
         tail,
         EventPublisher(runtime.sidecar, settings.pubsub),
-        Rebuild(store, owner, indexer, holder=holder),
+        Rebuild(store, owner, indexer, others, holder=holder),
         heartbeat_seconds=settings.watch_heartbeat_seconds,
     )
     log_servicer = LogServicer(store, tail, heartbeat_seconds=settings.watch_heartbeat_seconds)

@@ -1,17 +1,27 @@
-"""Makes the read model again from what the owners say. The log is left as it is."""
+"""Makes the read model again from what the owners say. The log is left as it is.
 
-from collections.abc import AsyncIterator
+Conversations are read from their owner. Recipes, executions, extensions and sessions are what their events tell, so
+their rows are made from the log, once it has had published again what their owners know and it lacks.
+"""
+
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+
+import structlog
 
 from services.audit.indexing import Indexer
 from services.audit.owner import ConversationOwner
+from services.audit.reconciliation import EntityReconciliation
 from services.audit.store import AuditStore, IndexWork, RefusedError, Snapshot
-from services.runtime.errors import ConflictError, NotFoundError
+from services.runtime.errors import ConflictError, GaggleError, NotFoundError
 
 _LEASE = "rebuild"
 _LEASE_SECONDS = 120.0
 # The background indexer leaves fresh rows to the rebuild for so long; if that ends early, it goes on from there.
 _HEAD_START_SECONDS = 120.0
+_EVENTS_AT_ONCE = 2000
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +31,29 @@ class Progress:
     users: int = 0
     conversations: int = 0
     messages: int = 0
+    entities: int = 0
+    """Recipes, executions, extensions and sessions."""
+
     done: bool = False
 
 
 class Rebuild:
     """One at a time."""
 
-    def __init__(self, store: AuditStore, owner: ConversationOwner, indexer: Indexer, *, holder: str) -> None:
-        """`holder` names this process."""
+    def __init__(
+        self,
+        store: AuditStore,
+        owner: ConversationOwner,
+        indexer: Indexer,
+        others: Sequence[EntityReconciliation] = (),
+        *,
+        holder: str,
+    ) -> None:
+        """`others` reconcile what is made from the log; `holder` names this process."""
         self._store = store
         self._owner = owner
         self._indexer = indexer
+        self._others = others
         self._holder = holder
 
     async def run(self, user_id: str | None) -> AsyncIterator[Progress]:
@@ -60,7 +82,20 @@ class Rebuild:
                 await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
                 yield progress
         await self._store.prune_conversations(started, user_id)
-        yield replace(progress, done=True)
+        for other in self._others:
+            try:
+                await other.once(user_id)
+            except GaggleError as error:
+                # Its service is away, or no part of this mesh: what the log has is all there is.
+                _log.info("reconciliation_put_off", owner=other.app_id, error=error.message)
+            yield progress
+        await self._store.begin_entities(user_id)
+        position, more = 0, True
+        while more:
+            position, more = await self._store.refold_entities(position, _EVENTS_AT_ONCE)
+            await self._store.take_lease(_LEASE, self._holder, _LEASE_SECONDS)
+            yield progress
+        yield replace(progress, entities=await self._store.prune_entities(user_id), done=True)
 
     async def _users(self, user_id: str | None) -> AsyncIterator[str]:
         if user_id is not None:

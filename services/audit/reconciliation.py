@@ -1,7 +1,7 @@
 """Finds what a broker lost in silence, and has the owner publish it again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -72,6 +72,11 @@ class EntityReconciliation:
         self._owner = owner
         self._pace = pace
 
+    @property
+    def app_id(self) -> str:
+        """The owner's."""
+        return self._owner.app_id
+
     async def run(self) -> None:
         """Reconcile at every interval, until cancelled."""
         lease = f"{_LEASE}.{self._owner.app_id}"
@@ -83,11 +88,11 @@ class EntityReconciliation:
             except GaggleError as error:
                 _log.info("reconciliation_put_off", owner=self._owner.app_id, error=error.message)
 
-    async def once(self) -> int:
-        """Walk all users; give how many events were published again."""
+    async def once(self, user_id: str | None = None) -> int:
+        """Walk all users, or look at one; give how many events were published again."""
         published = 0
-        async for user_id in self._owner.users():
-            async for found in self._owner.revisions(user_id):
+        async for one in self._users(user_id):
+            async for found in self._owner.revisions(one):
                 for entity_type, snapshots in found.items():
 
                     async def republish(gap: Gap, kind: str = entity_type) -> int:
@@ -98,6 +103,13 @@ class EntityReconciliation:
         if published:
             _log.warning("events_republished", owner=self._owner.app_id, count=published)
         return published
+
+    async def _users(self, user_id: str | None) -> AsyncIterator[str]:
+        if user_id is not None:
+            yield user_id
+            return
+        async for one in self._owner.users():
+            yield one
 
 
 async def close_gaps(

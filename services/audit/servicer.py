@@ -141,6 +141,7 @@ class AuditServicer(api_grpc.AuditServiceServicer):
                 users=progress.users,
                 conversations=progress.conversations,
                 messages=progress.messages,
+                entities=progress.entities,
                 done=progress.done,
             )
             response.elapsed.FromNanoseconds(int((time.monotonic() - started) * 1e9))

@@ -170,6 +170,19 @@ class AuditStore:
         request = {"before": before, "user_id": user_id}
         return int((await self._call("prune_conversations", request))["pruned"])
 
+    async def begin_entities(self, user_id: str | None) -> None:
+        """Let any event be newer than the rows of recipes, executions, extensions and sessions, of one user or all."""
+        await self._call("begin_entities", {"user_id": user_id})
+
+    async def refold_entities(self, after: int, limit: int) -> tuple[int, bool]:
+        """Write what the next events tell of them; give the position, and whether there are more."""
+        answer = await self._call("refold_entities", {"after": after, "limit": limit})
+        return int(answer["position"]), bool(answer["more"])
+
+    async def prune_entities(self, user_id: str | None) -> int:
+        """Take away rows that no event tells of; give how many there are."""
+        return int((await self._call("prune_entities", {"user_id": user_id}))["entities"])
+
     async def claim_index_work(self, limit: int, lease_seconds: float) -> list[IndexWork]:
         """Take conversations to index; they are nobody else's for so long."""
         answer = await self._call("claim_index_work", {"limit": limit, "lease_seconds": lease_seconds})

@@ -76,6 +76,9 @@ class Work:
 
     conversation_id: str
     title: str
+    session: session_pb2.Session
+    """What the execution's prompts are counted in: id, name, conversation."""
+
     model: str
     answers: Sequence[tuple[str, str]] = ()
     """Names and answers of the sub-recipes that a prompt is told of."""
@@ -121,6 +124,7 @@ class Actions:
     async def prompt(self, work: Work) -> str:
         """Have the agent answer a prompt; gives its text. Raises StepFaultError, WaitingError."""
         await self._converse(work)
+        await self._open_session(work)
         token, seconds = self._issue(work.user_id), self._settings.step_timeout_seconds + _SLACK_SECONDS
         stream = self._agent.stream("Chat", self._chat(work), token, timeout_seconds=seconds)
         waited_at = -1
@@ -144,6 +148,31 @@ class Actions:
         except GaggleError as error:
             if error.code != code_pb2.ALREADY_EXISTS:
                 raise fault_of(error) from error
+
+    async def _open_session(self, work: Work) -> None:
+        if not work.session.id:
+            return  # An execution of before there were sessions.
+        request = agent_service_pb2.CreateSessionRequest(
+            session_id=work.session.id,
+            name=work.session.name,
+            session_type="recipe",
+            conversation_id=work.session.conversation_id,
+            metadata={name: value for name, value in work.metadata.items() if name != "step_id"},
+        )
+        try:
+            await self._agent.ask("CreateSession", request, self._issue(work.user_id))
+        except GaggleError as error:
+            if error.code != code_pb2.ALREADY_EXISTS:
+                raise fault_of(error) from error
+
+    async def end_session(self, user_id: str, session_id: str) -> None:
+        """Let an execution's session count no more; one that no prompt has made is fine. Raises GaggleError."""
+        request = agent_service_pb2.EndSessionRequest(session_id=session_id)
+        try:
+            await self._agent.ask("EndSession", request, self._issue(user_id))
+        except GaggleError as error:
+            if error.code != code_pb2.NOT_FOUND:
+                raise
 
     def _chat(self, work: Work) -> agent_service_pb2.ChatRequest:
         recipe = work.recipe
@@ -170,6 +199,7 @@ class Actions:
         return agent_service_pb2.ChatRequest(
             request_id=work.request_id,
             conversation_id=work.conversation_id,
+            session_id=work.session.id,
             message=[content],
             model=work.model,
             extensions=names,

@@ -117,6 +117,7 @@ class Executions:
             head, plan = await self._prepared(user_id, request)
             head.entity.CopyFrom(entity)
             head.execution.conversation_id = reference(user_id, entity, "conversation")
+            head.execution.session_id = reference(user_id, entity, "session")
             limit = MAX_DURATION
             if request.options.HasField("timeout"):
                 limit = request.options.timeout.ToTimedelta()

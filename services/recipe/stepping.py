@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from gaggle.agent.v1 import session_pb2
 from gaggle.recipe.state.v1 import document_pb2
 from gaggle.recipe.v1 import execution_pb2
 from services.recipe import parameters, planning
@@ -125,11 +126,11 @@ class Stepper:
                 return answer(head)
             if verdict == "ok":
                 status = execution_pb2.EXECUTION_STATUS_COMPLETED
-                return self._executions.ended(key.user_id, head, status, result=cut(result))
+                return self._executions.ended(key.user_id, head, status, result=cut(result), nudge=True)
             error = head.execution.error
             if not error.reason:
                 error.reason = "STEP_FAILED"
-            return self._executions.ended(key.user_id, head, execution_pb2.EXECUTION_STATUS_FAILED)
+            return self._executions.ended(key.user_id, head, execution_pb2.EXECUTION_STATUS_FAILED, nudge=True)
 
         await self._change(key, apply)
         return OK
@@ -418,6 +419,9 @@ class Stepper:
             values={**_texts(given), "steps": steps, "recipe_dir": "."},
             conversation_id=self._conversation(key, head, planned),
             title=recipe["title"],
+            session=session_pb2.Session(
+                id=execution.session_id, name=execution.recipe_name, conversation_id=execution.conversation_id
+            ),
             model=execution.options.model or settings.get("goose_model") or "",
             answers=[(step.name, text) for step, text in answers if step.kind == execution_pb2.STEP_KIND_SUB_RECIPE],
             last_answer=spoken[-1] if spoken else "",

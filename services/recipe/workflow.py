@@ -219,6 +219,10 @@ class Workflows:
         instance = reference(work.user_id, head.entity)
         if head.execution.status in ENDED:
             await self._stop_steps(work.user_id, head)
+            if head.execution.session_id:
+                await self._actions.end_session(work.user_id, head.execution.session_id)
+            if head.execution.status == execution_pb2.EXECUTION_STATUS_COMPLETED:
+                return  # By its workflow, which then is over.
         elif not head.execution.HasField("start_time"):
             await self._begin(instance, Key(work.user_id, work.execution_id))
         for one in (instance, *head.branches):

@@ -39,13 +39,9 @@ class Peer:
         them (the caller's own words), else UnavailableError or DeadlineError.
         """
         try:
-            return await getattr(self._stub, method)(
-                request,
-                timeout=remaining_seconds(_TIMEOUT_SECONDS),
-                metadata=self._sidecar.invocation(self._app_id, token),
-            )
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
+            return await self.ask(method, request, token)
+        except ToldError as error:
+            raise _ours(error, self._app_id) from error
 
     async def ask(self, method: str, request: Any, token: str, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> Any:
         """Call a unary method; a refusal is raised as the typed error that the other service told.
@@ -75,9 +71,6 @@ class Peer:
             raise told_error(error, self._app_id) from error
         finally:
             call.cancel()
-
-    def _error(self, error: grpc.aio.AioRpcError) -> Exception:
-        return _told(rpc_status.from_call(error)) or translate(error, self._app_id)
 
 
 class ToldError(GaggleError):
@@ -121,24 +114,16 @@ def told_error(error: grpc.aio.AioRpcError, dependency: str) -> GaggleError:
     return told
 
 
-def _told(status: status_pb2.Status | None) -> GaggleError | None:
-    """Read a refusal that concerns what was asked, not whether the other service is well."""
-    violations: dict[str, str] = {}
-    facts: dict[str, str] = {}
-    reason = error_reason_pb2.ERROR_REASON_UNSPECIFIED
-    for detail in status.details if status is not None else ():
-        bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
-        if detail.Unpack(bad):
-            violations.update({one.field: one.description for one in bad.field_violations})
-        elif detail.Unpack(info):
-            reason = error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{info.reason}")
-            facts = dict(info.metadata)
-    if status is None or not reason:
-        return None
-    errors: dict[int, GaggleError] = {
-        code_pb2.INVALID_ARGUMENT: InvalidArgumentError(violations, reason=reason),
-        code_pb2.NOT_FOUND: NotFoundError(facts.get("type", "entity"), facts.get("id", "")),
-        code_pb2.ABORTED: ConflictError(status.message, reason=reason, metadata=facts),
-        code_pb2.FAILED_PRECONDITION: FailedPreconditionError(status.message, reason=reason, metadata=facts),
-    }
-    return errors.get(status.code)
+def _ours(told: ToldError, dependency: str) -> GaggleError:
+    """Give a refusal as one's own error of that kind; one that does not concern what was asked is UNAVAILABLE."""
+    if told.reason == error_reason_pb2.ERROR_REASON_UNSPECIFIED:
+        return UnavailableError(dependency)
+    if told.code == code_pb2.INVALID_ARGUMENT:
+        return InvalidArgumentError(told.violations, reason=told.reason)
+    if told.code == code_pb2.NOT_FOUND:
+        return NotFoundError(told.metadata.get("type", "entity"), told.metadata.get("id", ""))
+    if told.code == code_pb2.ABORTED:
+        return ConflictError(told.message, reason=told.reason, metadata=told.metadata)
+    if told.code == code_pb2.FAILED_PRECONDITION:
+        return FailedPreconditionError(told.message, reason=told.reason, metadata=told.metadata)
+    return UnavailableError(dependency)

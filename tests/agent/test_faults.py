@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from cli.samples import OBSERVATORY, sample
@@ -219,6 +220,27 @@ async def test_chat_without_the_state_store(agents: Mesh, turns: Turns, effects:
     kept = await turns.messages(conversation)
     assert len([one for one in kept if one.role == message_pb2.ROLE_USER]) == 602
     assert [gist for role, gist in spoken(kept) if role == "assistant"] == ["with history", "again"]
+    # Stopped for good this time, and started again: nothing of it is lost, and the talk goes on.
+    await agents.killed("postgres", within=60)
+    asked = {**fields, "request_id": f"after-{conversation}", "message": said(script({"text": "still here"}))}
+
+    async def answered() -> bool:
+        try:
+            events = await turns.persist(**asked)
+        except grpc.aio.AioRpcError:
+            return False
+        end = ended(events)
+        return end.status == COMPLETED and not end.unsaved and text(events) == "still here"
+
+    await eventually(answered, within=60, what="an answer after the store was killed")
+
+    async def saved() -> bool:
+        return spoken(await turns.messages(conversation))[-1] == ("assistant", "still here")
+
+    await eventually(saved, within=30, what="the answer in the conversation")
+    now = await turns.messages(conversation)
+    assert [one.content[0].text.text for one in now[:600]] == texts
+    assert now[: len(kept)] == kept
 
 
 async def test_store_goes_away_in_the_middle(agents: Mesh, turns: Turns, scripted: ScriptedModel) -> None:

@@ -156,6 +156,90 @@ async def test_session_keeps_its_conversation(turns: Turns, scripted: ScriptedMo
     assert asked["messages"][0] == {"role": "system", "content": "Speak Latin.\n\nThe working directory is /home."}
 
 
+def _line(number: int, day: int, tokens: int) -> session_pb2.UsageEntry:
+    line = session_pb2.UsageEntry(source_id=number, model="tern", cost_source="estimated")
+    line.time.FromSeconds(1_760_000_000 + day * 86_400)
+    line.usage.input_tokens = tokens
+    line.usage.cost = 0.5
+    return line
+
+
+async def test_usage_of_other_programs_is_entered_once(turns: Turns) -> None:
+    """Another program's ledger comes over line by line, each once however often it is sent, into its own days."""
+    session = (await turns("CreateSession", session_id=f"{turns.user}.s", extra_json='{"a": 1}')).session
+    lines = [_line(1, 0, 10), _line(2, 0, 20), _line(7, 30, 40)]
+    sums = session_pb2.UsageTotals(input_tokens=70, cost=1.5, model_calls=3)
+    fields: dict[str, Any] = {"session_id": session.id, "entries": lines, "accumulated_usage": sums}
+    first = (await turns("ImportUsage", etag=session.etag, request_id="i", **fields)).session
+    assert (first.usage_source_id, first.accumulated_usage) == (7, sums)
+    again = (await turns("ImportUsage", etag=session.etag, request_id="i", replica=1, **fields)).session
+    assert again == first
+    assert (await turns("ImportUsage", **fields)).session.usage_source_id == 7
+    stale = await refused(turns("ImportUsage", etag=session.etag, **fields))
+    assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")
+    more = await turns("ImportUsage", session_id=session.id, entries=[_line(7, 30, 40), _line(300, 30, 1)])
+    assert more.session.accumulated_usage == sums
+    entries = (await turns("ListUsageEntries", day="2025-10-09")).entries
+    assert [(one.source_id, one.usage.input_tokens, one.session_id) for one in entries] == [
+        (2, 20, session.id),
+        (1, 10, session.id),
+    ]
+    usage = await turns("ListUsage", first_day="2025-10-01", last_day="2025-12-01")
+    assert [(one.day, one.usage.input_tokens) for one in usage.days] == [("2025-11-08", 41), ("2025-10-09", 30)]
+    many = [_line(1000 + number, 31, 1) for number in range(500)]
+    await turns("ImportUsage", session_id=session.id, entries=many)
+    page = await turns("ListUsageEntries", day="2025-11-09", page_size=1000)
+    assert [one.source_id for one in page.entries] == [line.source_id for line in reversed(many)]
+    assert (await turns("GetSession", session_id=session.id)).session.extra_json == '{"a": 1}'
+    assert (await turns("ListSessions")).sessions[0].extra_json == ""
+
+
+REFUSED_IMPORTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no number": ({"entries": [_line(0, 0, 1)]}, "entries[0].source_id"),
+    "not ascending": ({"entries": [_line(2, 0, 1), _line(2, 0, 1)]}, "entries[1].source_id"),
+    "no time": ({"entries": [session_pb2.UsageEntry(source_id=1)]}, "entries[0].time"),
+    "in the future": ({"entries": [_line(1, 100_000, 1)]}, "entries[0].time"),
+    "too many days": ({"entries": [_line(day + 1, day, 1) for day in range(41)]}, "entries"),
+    "too many lines": ({"entries": [_line(number, 0, 1) for number in range(1, 502)]}, "entries"),
+    "of a turn": (
+        {"entries": [session_pb2.UsageEntry(source_id=1, turn_id="t", time=_line(1, 0, 1).time)]},
+        "entries[0].turn_id",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "field"), REFUSED_IMPORTS.values(), ids=REFUSED_IMPORTS)
+async def test_bad_imports_are_refused(turns: Turns, fields: dict[str, Any], field: str) -> None:
+    """Lines that can't be entered are refused by name, and nothing of them is entered."""
+    answer = await refused(turns("ImportUsage", session_id="any", **fields))
+    assert (answer.code, answer.fields) == ("INVALID_ARGUMENT", (field,))
+
+
+async def test_sessions_are_deleted(turns: Turns, stranger: Turns) -> None:
+    """A deleted session is gone from every answer; its id may be taken at once, and its lines are not entered again."""
+    name = f"{turns.user}.d"
+    kept = (await turns("CreateSession")).session
+    session = (await turns("CreateSession", session_id=name)).session
+    lines = [_line(1, 0, 10)]
+    session = (await turns("ImportUsage", session_id=name, entries=lines)).session
+    assert (await refused(stranger("DeleteSession", session_id=name))).code == "NOT_FOUND"
+    stale = await refused(turns("DeleteSession", session_id=name, etag="1"))
+    assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")
+    for _ in range(2):
+        await turns("DeleteSession", session_id=name, etag=session.etag, request_id="d")
+    for method in ("GetSession", "EndSession", "UpdateSession", "ImportUsage"):
+        assert (await refused(turns(method, session_id=name))).code == "NOT_FOUND"
+    assert (await refused(turns.chat("say x", session_id=name))).code == "NOT_FOUND"
+    assert [one.id for one in (await turns("ListSessions")).sessions] == [kept.id]
+    await turns("CreateSession", session_id=name, name="second life")
+    await turns("ImportUsage", session_id=name, entries=[*lines, _line(2, 0, 5)])
+    entries = (await turns("ListUsageEntries", day="2025-10-09", session_id=name)).entries
+    assert [one.source_id for one in entries] == [2, 1]
+    assert len((await turns("ListSessions")).sessions) == 2
+    bad = await refused(turns("CreateSession", extra_json="[]"))
+    assert (bad.code, bad.fields) == ("INVALID_ARGUMENT", ("extra_json",))
+
+
 async def test_models(turns: Turns) -> None:
     """ListModels names the default model first, and what endpoints are known to have."""
     models = (await turns("ListModels")).models

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.mesh.data import PROJECT_ROOT
+from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 from gaggle.audit.v1 import audit_service_pb2 as api
 from gaggle.audit.v1 import audit_service_pb2_grpc
 from gaggle.common.v1 import event_pb2
 from gaggle.conversation.v1 import conversation_service_pb2 as conversations
 from gaggle.conversation.v1 import conversation_service_pb2_grpc, message_pb2
+from gaggle.extension.v1 import extension_pb2, extension_service_pb2, extension_service_pb2_grpc
+from gaggle.recipe.v1 import recipe_service_pb2, recipe_service_pb2_grpc
 from services.runtime.dapr import dapr_pb2_grpc, pubsub_pb2
 from tests.audit.database import Database
 from tests.conditions import eventually
@@ -366,3 +371,64 @@ async def test_what_a_broker_lost_is_published_again(
         readmodel.run("DELETE FROM goose.events WHERE user_id = %s AND revision IN (2, 4)", [user])
         readmodel.run("UPDATE goose.revisions SET seen = '{[1,2),[3,4)}' WHERE user_id = %s", [user])
         await eventually(complete, within=_WITHIN, what="the lost events")
+
+
+async def test_entities_are_made_again(mesh: Mesh, audit: Any, user: str, readmodel: Database) -> None:
+    """A rebuild brings back lost rows of recipes, extensions and sessions, mends false ones, and takes away others."""
+    metadata = mesh.metadata(user)
+    async with mesh.channel("extension") as extension, mesh.channel("recipe") as recipe, mesh.channel("agent") as agent:
+        config = extension_pb2.ExtensionConfig(name="clock", stdio=extension_pb2.StdioConfig(cmd="not-run"))
+        register = extension_service_pb2.RegisterExtensionRequest(config=config)
+        stub: Any = extension_service_pb2_grpc.ExtensionServiceStub(extension)
+        await stub.RegisterExtension(register, metadata=metadata)
+        content = "title: T\ndescription: d\nprompt: say x\n"
+        taken = recipe_service_pb2.ImportRecipeRequest(content=content)
+        stub = recipe_service_pb2_grpc.RecipeServiceStub(recipe)
+        await stub.ImportRecipe(taken, metadata=metadata)
+        stub = agent_service_pb2_grpc.AgentServiceStub(agent)
+        session = agent_service_pb2.CreateSessionRequest(name="S", conversation_id=f"{user}.c")
+        await stub.CreateSession(session, metadata=metadata)
+    tables = ("extensions", "recipes", "agent_sessions")
+
+    def rows() -> list[tuple[Any, ...]]:
+        what = "id, name, status, data, created_at, updated_at, version"
+        each = [f"SELECT {what} FROM goose.{table} WHERE user_id = %s" for table in tables]  # noqa: S608 - our own names
+        return [row for one in each for row in readmodel.run(one, [user])]
+
+    async def all_there() -> bool:
+        return len(rows()) == len(tables)
+
+    await eventually(all_there, within=_WITHIN, what="rows of all three")
+    before = rows()
+    assert [row[1] for row in before] == ["clock", "T", "S"]
+    readmodel.run("DELETE FROM goose.extensions WHERE user_id = %s", [user])
+    readmodel.run("UPDATE goose.recipes SET name = 'false', data = '{}', created_at = now() WHERE user_id = %s", [user])
+    readmodel.run("UPDATE goose.agent_sessions SET conversation_id = NULL WHERE user_id = %s", [user])
+    readmodel.run("INSERT INTO goose.recipes (user_id, id, name, version) VALUES (%s, 'made-up', 'x', '9')", [user])
+    stream = audit.Rebuild(api.RebuildRequest(user_id=user), metadata=mesh.metadata(user, roles=["admin"]))
+    last = [response async for response in stream][-1]
+    assert (last.done, last.entities) == (True, len(tables))
+    assert rows() == before
+    held = readmodel.run("SELECT conversation_id FROM goose.agent_sessions WHERE user_id = %s", [user])
+    assert held == [(f"{user}.c",)]
+
+
+async def test_the_queries_of_the_documentation_run(
+    mesh: Mesh, audit: Any, conversation: Any, user: str, readmodel: Database
+) -> None:
+    """Every query of docs/operations.md runs as it is written; that of the last hour's events counts them by type."""
+    await _talk(conversation, mesh, user, "counted")
+
+    async def logged() -> bool:
+        request = api.CountEventsRequest(filter=api.EventFilter(user_id=user))
+        return bool((await audit.CountEvents(request, metadata=mesh.metadata(user))).total >= 2)
+
+    await eventually(logged, within=_WITHIN, what="the events in the log")
+    text = (PROJECT_ROOT / "docs" / "operations.md").read_text()
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert queries
+    for query in queries:
+        readmodel.run(query)
+    by_type = {(row[0], row[1]): row[2] for row in readmodel.run(queries[0])}
+    assert by_type["goose.conversation.created", "conversation"] >= 1
+    assert by_type["goose.agent.message.received", "conversation"] >= 1

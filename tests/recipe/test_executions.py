@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 
-from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, session_pb2
 from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from gaggle.recipe.v1 import execution_pb2
 from tests.conditions import eventually
@@ -46,6 +46,34 @@ async def test_a_prompt_is_answered(cook: Cook) -> None:
     assert (step.name, step.result, step.conversation_id) == ("prompt", "Hello, Ann!", execution.conversation_id)
     assert [one.number for one in step.attempts] == [1]
     assert step.attempts[0].end_time.ToDatetime() >= step.attempts[0].start_time.ToDatetime()
+
+
+async def test_prompts_are_counted_in_one_session(cook: Cook, mesh: Mesh) -> None:
+    """All prompts of an execution, sub-recipes' and parallel ones too, are counted in a session that ends with it."""
+    body = """
+steps:
+- {name: first, prompt: say a}
+- name: both
+  parallel:
+  - {name: left, prompt: say b}
+  - {name: right, prompt: say c}
+prompt: say d
+"""
+    execution = await cook.ended(await cook.start(recipe(body)))
+    assert execution.status == COMPLETED, execution
+    async with mesh.channel("agent") as channel:
+        agent: Any = agent_service_pb2_grpc.AgentServiceStub(channel)
+        request = agent_service_pb2.GetSessionRequest(session_id=execution.session_id)
+
+        async def ended() -> Any:
+            session = (await agent.GetSession(request, metadata=cook.metadata)).session
+            return session if session.status == session_pb2.SESSION_STATUS_ENDED else None
+
+        session = await eventually(ended, within=30, what="the session's end")
+    assert (session.name, session.session_type, session.turn_count) == ("Test", "recipe", 4)
+    assert session.accumulated_usage.model_calls == 4
+    assert session.accumulated_usage.total_tokens > 0
+    assert session.conversation_id == execution.conversation_id
 
 
 async def test_steps_follow_one_another_and_see_what_was_answered(cook: Cook) -> None:

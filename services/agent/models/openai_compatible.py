@@ -1,11 +1,15 @@
-"""Any server that speaks OpenAI's chat completions, by the official client."""
+"""Any server that speaks OpenAI's chat completions, by the official client.
 
+The client's library takes tens of megabytes and a second to load: it is, beside the event loop, when an endpoint is
+first asked.
+"""
+
+import asyncio
+import importlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
-
-import openai
+from typing import TYPE_CHECKING, Any
 
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.conversation.v1 import message_pb2
@@ -22,6 +26,9 @@ from services.agent.models.base import (
     ThinkingText,
     price,
 )
+
+if TYPE_CHECKING:
+    import openai
 
 _RATE_LIMITED = error_reason_pb2.ERROR_REASON_MODEL_RATE_LIMITED
 _REFUSED = error_reason_pb2.ERROR_REASON_MODEL_REFUSED
@@ -66,6 +73,8 @@ class OpenAIModel:
     async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Stream a chat completion."""
         client = await self._client()
+        import openai
+
         answer = _Answer()
         try:
             stream = await client.chat.completions.create(**self._request(prompt))
@@ -194,8 +203,10 @@ def _image(image: Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": url}
 
 
-def model_error(error: openai.OpenAIError) -> ModelError:
+def model_error(error: "openai.OpenAIError") -> ModelError:
     """Say of a failure of the client which of ours it is."""
+    import openai
+
     if isinstance(error, openai.APIConnectionError):
         return ModelError(_UNAVAILABLE, "the endpoint can't be reached, or is too slow")
     status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR
@@ -225,7 +236,7 @@ _BY_STATUS = {
 }
 
 
-def _retry_after(error: openai.OpenAIError) -> float | None:
+def _retry_after(error: "openai.OpenAIError") -> float | None:
     response = getattr(error, "response", None)
     header = response.headers.get("retry-after", "") if response is not None else ""
     try:
@@ -242,10 +253,11 @@ class OpenAIClients:
         self._key = key
         self._clients: dict[str, openai.AsyncOpenAI] = {}
 
-    async def client(self, name: str, base_url: str, secret: str, timeout_seconds: float) -> openai.AsyncOpenAI:
+    async def client(self, name: str, base_url: str, secret: str, timeout_seconds: float) -> "openai.AsyncOpenAI":
         """Give an endpoint's client. Raises ModelError if its key can't be had."""
         if name not in self._clients:
             key = await self._read(secret) if secret else "none"
+            openai = await asyncio.to_thread(importlib.import_module, "openai")
             self._clients[name] = openai.AsyncOpenAI(
                 base_url=base_url,
                 api_key=key,

@@ -541,6 +541,7 @@ class CreateSessionRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    EXTRA_JSON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     session_id: _builtins.str
     """Optional; [A-Za-z0-9._-]{1,64}."""
@@ -549,6 +550,8 @@ class CreateSessionRequest(_message.Message):
     session_type: _builtins.str
     conversation_id: _builtins.str
     """Optional. It need not exist yet: the first turn makes it."""
+    extra_json: _builtins.str
+    """As Session.extra_json."""
     @_builtins.property
     def settings(self) -> _session_pb2.SessionSettings: ...
     @_builtins.property
@@ -564,10 +567,11 @@ class CreateSessionRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         settings: _session_pb2.SessionSettings | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        extra_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "session_id", b"session_id", "session_type", b"session_type", "settings", b"settings", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "extra_json", b"extra_json", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "session_id", b"session_id", "session_type", b"session_type", "settings", b"settings", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,12 +698,18 @@ class UpdateSessionRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    EXTRA_JSON_FIELD_NUMBER: _builtins.int
+    WORKING_DIR_FIELD_NUMBER: _builtins.int
+    SESSION_TYPE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     session_id: _builtins.str
     etag: _builtins.str
     """Optional; the etag last read."""
     name: _builtins.str
     conversation_id: _builtins.str
+    extra_json: _builtins.str
+    working_dir: _builtins.str
+    session_type: _builtins.str
     @_builtins.property
     def settings(self) -> _session_pb2.SessionSettings:
         """Replaces all settings."""
@@ -718,27 +728,42 @@ class UpdateSessionRequest(_message.Message):
         conversation_id: _builtins.str | None = ...,
         settings: _session_pb2.SessionSettings | None = ...,
         metadata: Global___SessionMetadata | None = ...,
+        extra_json: _builtins.str | None = ...,
+        working_dir: _builtins.str | None = ...,
+        session_type: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversation_id", b"_conversation_id", "_metadata", b"_metadata", "_name", b"_name", "_settings", b"_settings", "conversation_id", b"conversation_id", "metadata", b"metadata", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversation_id", b"_conversation_id", "_extra_json", b"_extra_json", "_metadata", b"_metadata", "_name", b"_name", "_session_type", b"_session_type", "_settings", b"_settings", "_working_dir", b"_working_dir", "conversation_id", b"conversation_id", "extra_json", b"extra_json", "metadata", b"metadata", "name", b"name", "session_type", b"session_type", "settings", b"settings", "working_dir", b"working_dir"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversation_id", b"_conversation_id", "_metadata", b"_metadata", "_name", b"_name", "_settings", b"_settings", "conversation_id", b"conversation_id", "etag", b"etag", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "session_id", b"session_id", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversation_id", b"_conversation_id", "_extra_json", b"_extra_json", "_metadata", b"_metadata", "_name", b"_name", "_session_type", b"_session_type", "_settings", b"_settings", "_working_dir", b"_working_dir", "conversation_id", b"conversation_id", "etag", b"etag", "extra_json", b"extra_json", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "session_id", b"session_id", "session_type", b"session_type", "settings", b"settings", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__conversation_id: _TypeAlias = _typing.Literal["conversation_id"]  # noqa: Y015
     _WhichOneofArgType__conversation_id: _TypeAlias = _typing.Literal["_conversation_id", b"_conversation_id"]  # noqa: Y015
+    _WhichOneofReturnType__extra_json: _TypeAlias = _typing.Literal["extra_json"]  # noqa: Y015
+    _WhichOneofArgType__extra_json: _TypeAlias = _typing.Literal["_extra_json", b"_extra_json"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__session_type: _TypeAlias = _typing.Literal["session_type"]  # noqa: Y015
+    _WhichOneofArgType__session_type: _TypeAlias = _typing.Literal["_session_type", b"_session_type"]  # noqa: Y015
     _WhichOneofReturnType__settings: _TypeAlias = _typing.Literal["settings"]  # noqa: Y015
     _WhichOneofArgType__settings: _TypeAlias = _typing.Literal["_settings", b"_settings"]  # noqa: Y015
+    _WhichOneofReturnType__working_dir: _TypeAlias = _typing.Literal["working_dir"]  # noqa: Y015
+    _WhichOneofArgType__working_dir: _TypeAlias = _typing.Literal["_working_dir", b"_working_dir"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__conversation_id) -> _WhichOneofReturnType__conversation_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extra_json) -> _WhichOneofReturnType__extra_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_type) -> _WhichOneofReturnType__session_type | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__settings) -> _WhichOneofReturnType__settings | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__working_dir) -> _WhichOneofReturnType__working_dir | None: ...
 
 Global___UpdateSessionRequest: _TypeAlias = UpdateSessionRequest  # noqa: Y015
 
@@ -847,6 +872,121 @@ class EndSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndSessionResponse: _TypeAlias = EndSessionResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    session_id: _builtins.str
+    etag: _builtins.str
+    """Optional; the etag last read."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionRequest: _TypeAlias = DeleteSessionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSessionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionResponse: _TypeAlias = DeleteSessionResponse  # noqa: Y015
+
+@_typing.final
+class ImportUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    ACCUMULATED_USAGE_FIELD_NUMBER: _builtins.int
+    LAST_USAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    session_id: _builtins.str
+    etag: _builtins.str
+    """Optional; the etag last read."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.UsageEntry]:
+        """At most 500, of at most 40 days, ascending by source_id, which each must have; `time` too, at most a day from now.
+        Those whose source_id is not above the session's usage_source_id have been entered before and are passed over.
+        conversation_id and session_id are the session's.
+        """
+
+    @_builtins.property
+    def accumulated_usage(self) -> _session_pb2.UsageTotals:
+        """Absent: unchanged."""
+
+    @_builtins.property
+    def last_usage(self) -> _session_pb2.UsageTotals:
+        """Absent: unchanged."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        entries: _abc.Iterable[_session_pb2.UsageEntry] | None = ...,
+        accumulated_usage: _session_pb2.UsageTotals | None = ...,
+        last_usage: _session_pb2.UsageTotals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accumulated_usage", b"_accumulated_usage", "_last_usage", b"_last_usage", "accumulated_usage", b"accumulated_usage", "last_usage", b"last_usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accumulated_usage", b"_accumulated_usage", "_last_usage", b"_last_usage", "accumulated_usage", b"accumulated_usage", "entries", b"entries", "etag", b"etag", "last_usage", b"last_usage", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accumulated_usage: _TypeAlias = _typing.Literal["accumulated_usage"]  # noqa: Y015
+    _WhichOneofArgType__accumulated_usage: _TypeAlias = _typing.Literal["_accumulated_usage", b"_accumulated_usage"]  # noqa: Y015
+    _WhichOneofReturnType__last_usage: _TypeAlias = _typing.Literal["last_usage"]  # noqa: Y015
+    _WhichOneofArgType__last_usage: _TypeAlias = _typing.Literal["_last_usage", b"_last_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accumulated_usage) -> _WhichOneofReturnType__accumulated_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_usage) -> _WhichOneofReturnType__last_usage | None: ...
+
+Global___ImportUsageRequest: _TypeAlias = ImportUsageRequest  # noqa: Y015
+
+@_typing.final
+class ImportUsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> _session_pb2.Session: ...
+    def __init__(
+        self,
+        *,
+        session: _session_pb2.Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUsageResponse: _TypeAlias = ImportUsageResponse  # noqa: Y015
 
 @_typing.final
 class ListUsageRequest(_message.Message):

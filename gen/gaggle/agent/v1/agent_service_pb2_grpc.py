@@ -104,6 +104,16 @@ class AgentServiceStub:
                 request_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionResponse.FromString,
                 _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/gaggle.agent.v1.AgentService/DeleteSession',
+                request_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportUsage = channel.unary_unary(
+                '/gaggle.agent.v1.AgentService/ImportUsage',
+                request_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageRequest.SerializeToString,
+                response_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageResponse.FromString,
+                _registered_method=True)
         self.ListUsage = channel.unary_unary(
                 '/gaggle.agent.v1.AgentService/ListUsage',
                 request_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ListUsageRequest.SerializeToString,
@@ -224,6 +234,22 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteSession(self, request, context):
+        """Takes a session away. Its conversation, its turns and its lines of the ledger stay. Repeating it is OK for seven
+        days; a new session may take the id at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportUsage(self, request, context):
+        """Enters what a session has used in another program: lines of that program's ledger, each once however often it is
+        sent, and its sums in place of the session's. ABORTED, STALE_ETAG: someone else changed the session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsage(self, request, context):
         """What the caller's turns have used, by day (UTC) and model, newest day first.
         """
@@ -312,6 +338,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.EndSession,
                     request_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionRequest.FromString,
                     response_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'ImportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportUsage,
+                    request_deserializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageRequest.FromString,
+                    response_serializer=gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageResponse.SerializeToString,
             ),
             'ListUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsage,
@@ -685,6 +721,60 @@ class AgentService:
             '/gaggle.agent.v1.AgentService/EndSession',
             gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionRequest.SerializeToString,
             gaggle_dot_agent_dot_v1_dot_agent__service__pb2.EndSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaggle.agent.v1.AgentService/DeleteSession',
+            gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionRequest.SerializeToString,
+            gaggle_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaggle.agent.v1.AgentService/ImportUsage',
+            gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageRequest.SerializeToString,
+            gaggle_dot_agent_dot_v1_dot_agent__service__pb2.ImportUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,14 @@ class AgentServiceStub:
     """Changes the fields that are set. ABORTED, STALE_ETAG: someone else changed it."""
     EndSession: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.EndSessionRequest, _agent_service_pb2.EndSessionResponse]
     """No turn can name it any more; it stays to be read. Repeating it is OK."""
+    DeleteSession: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.DeleteSessionRequest, _agent_service_pb2.DeleteSessionResponse]
+    """Takes a session away. Its conversation, its turns and its lines of the ledger stay. Repeating it is OK for seven
+    days; a new session may take the id at once.
+    """
+    ImportUsage: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ImportUsageRequest, _agent_service_pb2.ImportUsageResponse]
+    """Enters what a session has used in another program: lines of that program's ledger, each once however often it is
+    sent, and its sums in place of the session's. ABORTED, STALE_ETAG: someone else changed the session.
+    """
     ListUsage: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ListUsageRequest, _agent_service_pb2.ListUsageResponse]
     """What the caller's turns have used, by day (UTC) and model, newest day first."""
     ListUsageEntries: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ListUsageEntriesRequest, _agent_service_pb2.ListUsageEntriesResponse]
@@ -119,6 +127,14 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Changes the fields that are set. ABORTED, STALE_ETAG: someone else changed it."""
     EndSession: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.EndSessionRequest, _agent_service_pb2.EndSessionResponse]  # type: ignore[assignment]
     """No turn can name it any more; it stays to be read. Repeating it is OK."""
+    DeleteSession: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.DeleteSessionRequest, _agent_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
+    """Takes a session away. Its conversation, its turns and its lines of the ledger stay. Repeating it is OK for seven
+    days; a new session may take the id at once.
+    """
+    ImportUsage: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ImportUsageRequest, _agent_service_pb2.ImportUsageResponse]  # type: ignore[assignment]
+    """Enters what a session has used in another program: lines of that program's ledger, each once however often it is
+    sent, and its sums in place of the session's. ABORTED, STALE_ETAG: someone else changed the session.
+    """
     ListUsage: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListUsageRequest, _agent_service_pb2.ListUsageResponse]  # type: ignore[assignment]
     """What the caller's turns have used, by day (UTC) and model, newest day first."""
     ListUsageEntries: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListUsageEntriesRequest, _agent_service_pb2.ListUsageEntriesResponse]  # type: ignore[assignment]
@@ -243,6 +259,26 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.EndSessionResponse, _abc.Awaitable[_agent_service_pb2.EndSessionResponse]]:
         """No turn can name it any more; it stays to be read. Repeating it is OK."""
+
+    @_abc_1.abstractmethod
+    def DeleteSession(
+        self,
+        request: _agent_service_pb2.DeleteSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.DeleteSessionResponse, _abc.Awaitable[_agent_service_pb2.DeleteSessionResponse]]:
+        """Takes a session away. Its conversation, its turns and its lines of the ledger stay. Repeating it is OK for seven
+        days; a new session may take the id at once.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportUsage(
+        self,
+        request: _agent_service_pb2.ImportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ImportUsageResponse, _abc.Awaitable[_agent_service_pb2.ImportUsageResponse]]:
+        """Enters what a session has used in another program: lines of that program's ledger, each once however often it is
+        sent, and its sums in place of the session's. ABORTED, STALE_ETAG: someone else changed the session.
+        """
 
     @_abc_1.abstractmethod
     def ListUsage(

@@ -154,7 +154,9 @@ class SessionUpdatedEvent(_message.Message):
     def session(self) -> _session_pb2.Session: ...
     @_builtins.property
     def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which of "usage", "name", "settings", "metadata", "conversation" changed."""
+        """Which of "usage", "name", "settings", "metadata", "conversation", "extra",
+        "working_dir", "session_type" changed.
+        """
 
     def __init__(
         self,
@@ -186,10 +188,10 @@ class SessionEndedEvent(_message.Message):
     name: _builtins.str
     conversation_id: _builtins.str
     cause: _builtins.str
-    """"ended" by a caller, "erased" with its user."""
+    """"ended" or "deleted" by a caller, "erased" with its user."""
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """Absent: erased."""
+        """Absent: deleted or erased."""
 
     def __init__(
         self,

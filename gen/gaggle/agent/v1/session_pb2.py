@@ -26,7 +26,7 @@ from gaggle.conversation.v1 import message_pb2 as gaggle_dot_conversation_dot_v1
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaggle/agent/v1/session.proto\x12\x0fgaggle.agent.v1\x1a$gaggle/conversation/v1/message.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x04\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bworking_dir\x18\x03 \x01(\t\x12\x14\n\x0csession_type\x18\x04 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x32\n\x08settings\x18\x06 \x01(\x0b\x32 .gaggle.agent.v1.SessionSettings\x12.\n\x06status\x18\x07 \x01(\x0e\x32\x1e.gaggle.agent.v1.SessionStatus\x12\x37\n\x11\x61\x63\x63umulated_usage\x18\x08 \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x30\n\nlast_usage\x18\t \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x12\n\nturn_count\x18\n \x01(\x04\x12\x38\n\x08metadata\x18\x0b \x03(\x0b\x32&.gaggle.agent.v1.Session.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbb\x01\n\x0fSessionSettings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rsystem_prompt\x18\x02 \x01(\t\x12\x12\n\nextensions\x18\x03 \x03(\t\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_steps\x18\x05 \x01(\r\x12\x31\n\x08\x61pproval\x18\x06 \x01(\x0b\x32\x1f.gaggle.agent.v1.ApprovalPolicyB\x0e\n\x0c_temperature\"d\n\x0e\x41pprovalPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.gaggle.agent.v1.ApprovalMode\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x16\n\x0e\x65xpire_seconds\x18\x03 \x01(\r\"\xb6\x01\n\x0bUsageTotals\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x03\x12\x1f\n\x17\x63\x61\x63he_read_input_tokens\x18\x04 \x01(\x03\x12 \n\x18\x63\x61\x63he_write_input_tokens\x18\x05 \x01(\x03\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x13\n\x0bmodel_calls\x18\x07 \x01(\x04\"\xcd\x01\n\nUsageEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x31\n\x05usage\x18\x06 \x01(\x0b\x32\".gaggle.conversation.v1.TokenUsage\x12\x15\n\ris_compaction\x18\x07 \x01(\x08*d\n\rSessionStatus\x12\x1e\n\x1aSESSION_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STATUS_ACTIVE\x10\x01\x12\x18\n\x14SESSION_STATUS_ENDED\x10\x02*\x99\x01\n\x0c\x41pprovalMode\x12\x1d\n\x19\x41PPROVAL_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41PPROVAL_MODE_AUTO\x10\x01\x12\x19\n\x15\x41PPROVAL_MODE_APPROVE\x10\x02\x12\x1f\n\x1b\x41PPROVAL_MODE_SMART_APPROVE\x10\x03\x12\x16\n\x12\x41PPROVAL_MODE_CHAT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaggle/agent/v1/session.proto\x12\x0fgaggle.agent.v1\x1a$gaggle/conversation/v1/message.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x05\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bworking_dir\x18\x03 \x01(\t\x12\x14\n\x0csession_type\x18\x04 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x32\n\x08settings\x18\x06 \x01(\x0b\x32 .gaggle.agent.v1.SessionSettings\x12.\n\x06status\x18\x07 \x01(\x0e\x32\x1e.gaggle.agent.v1.SessionStatus\x12\x37\n\x11\x61\x63\x63umulated_usage\x18\x08 \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x30\n\nlast_usage\x18\t \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x12\n\nturn_count\x18\n \x01(\x04\x12\x38\n\x08metadata\x18\x0b \x03(\x0b\x32&.gaggle.agent.v1.Session.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x12\x12\n\nextra_json\x18\x10 \x01(\t\x12\x17\n\x0fusage_source_id\x18\x11 \x01(\x04\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbb\x01\n\x0fSessionSettings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rsystem_prompt\x18\x02 \x01(\t\x12\x12\n\nextensions\x18\x03 \x03(\t\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_steps\x18\x05 \x01(\r\x12\x31\n\x08\x61pproval\x18\x06 \x01(\x0b\x32\x1f.gaggle.agent.v1.ApprovalPolicyB\x0e\n\x0c_temperature\"d\n\x0e\x41pprovalPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.gaggle.agent.v1.ApprovalMode\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x16\n\x0e\x65xpire_seconds\x18\x03 \x01(\r\"\xb6\x01\n\x0bUsageTotals\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x03\x12\x1f\n\x17\x63\x61\x63he_read_input_tokens\x18\x04 \x01(\x03\x12 \n\x18\x63\x61\x63he_write_input_tokens\x18\x05 \x01(\x03\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x13\n\x0bmodel_calls\x18\x07 \x01(\x04\"\xf5\x01\n\nUsageEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x31\n\x05usage\x18\x06 \x01(\x0b\x32\".gaggle.conversation.v1.TokenUsage\x12\x15\n\ris_compaction\x18\x07 \x01(\x08\x12\x11\n\tsource_id\x18\x08 \x01(\x04\x12\x13\n\x0b\x63ost_source\x18\t \x01(\t*d\n\rSessionStatus\x12\x1e\n\x1aSESSION_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STATUS_ACTIVE\x10\x01\x12\x18\n\x14SESSION_STATUS_ENDED\x10\x02*\x99\x01\n\x0c\x41pprovalMode\x12\x1d\n\x19\x41PPROVAL_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41PPROVAL_MODE_AUTO\x10\x01\x12\x19\n\x15\x41PPROVAL_MODE_APPROVE\x10\x02\x12\x1f\n\x1b\x41PPROVAL_MODE_SMART_APPROVE\x10\x03\x12\x16\n\x12\x41PPROVAL_MODE_CHAT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONSTATUS']._serialized_start=1404
-  _globals['_SESSIONSTATUS']._serialized_end=1504
-  _globals['_APPROVALMODE']._serialized_start=1507
-  _globals['_APPROVALMODE']._serialized_end=1660
+  _globals['_SESSIONSTATUS']._serialized_start=1489
+  _globals['_SESSIONSTATUS']._serialized_end=1589
+  _globals['_APPROVALMODE']._serialized_start=1592
+  _globals['_APPROVALMODE']._serialized_end=1745
   _globals['_SESSION']._serialized_start=122
-  _globals['_SESSION']._serialized_end=717
-  _globals['_SESSION_METADATAENTRY']._serialized_start=670
-  _globals['_SESSION_METADATAENTRY']._serialized_end=717
-  _globals['_SESSIONSETTINGS']._serialized_start=720
-  _globals['_SESSIONSETTINGS']._serialized_end=907
-  _globals['_APPROVALPOLICY']._serialized_start=909
-  _globals['_APPROVALPOLICY']._serialized_end=1009
-  _globals['_USAGETOTALS']._serialized_start=1012
-  _globals['_USAGETOTALS']._serialized_end=1194
-  _globals['_USAGEENTRY']._serialized_start=1197
-  _globals['_USAGEENTRY']._serialized_end=1402
+  _globals['_SESSION']._serialized_end=762
+  _globals['_SESSION_METADATAENTRY']._serialized_start=715
+  _globals['_SESSION_METADATAENTRY']._serialized_end=762
+  _globals['_SESSIONSETTINGS']._serialized_start=765
+  _globals['_SESSIONSETTINGS']._serialized_end=952
+  _globals['_APPROVALPOLICY']._serialized_start=954
+  _globals['_APPROVALPOLICY']._serialized_end=1054
+  _globals['_USAGETOTALS']._serialized_start=1057
+  _globals['_USAGETOTALS']._serialized_end=1239
+  _globals['_USAGEENTRY']._serialized_start=1242
+  _globals['_USAGEENTRY']._serialized_end=1487
 # @@protoc_insertion_point(module_scope)

@@ -110,6 +110,8 @@ class Session(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXTRA_JSON_FIELD_NUMBER: _builtins.int
+    USAGE_SOURCE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7 of the server, or the caller's own ([A-Za-z0-9._-]{1,64})."""
     name: _builtins.str
@@ -125,6 +127,12 @@ class Session(_message.Message):
     """Turns that have ended."""
     etag: _builtins.str
     """Changes with every change. It is the revision, counted from 1."""
+    extra_json: _builtins.str
+    """A JSON object: what the program that it was imported from had beside all this, kept for the way back. At most
+    512 KiB. Neither listed nor told in events: GetSession gives it.
+    """
+    usage_source_id: _builtins.int
+    """The highest source_id of the lines that ImportUsage has entered; 0: none."""
     @_builtins.property
     def settings(self) -> Global___SessionSettings: ...
     @_builtins.property
@@ -163,10 +171,12 @@ class Session(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        extra_json: _builtins.str = ...,
+        usage_source_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accumulated_usage", b"accumulated_usage", "create_time", b"create_time", "end_time", b"end_time", "last_usage", b"last_usage", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accumulated_usage", b"accumulated_usage", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "id", b"id", "last_usage", b"last_usage", "metadata", b"metadata", "name", b"name", "session_type", b"session_type", "settings", b"settings", "status", b"status", "turn_count", b"turn_count", "update_time", b"update_time", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accumulated_usage", b"accumulated_usage", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "extra_json", b"extra_json", "id", b"id", "last_usage", b"last_usage", "metadata", b"metadata", "name", b"name", "session_type", b"session_type", "settings", b"settings", "status", b"status", "turn_count", b"turn_count", "update_time", b"update_time", "usage_source_id", b"usage_source_id", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +312,8 @@ class UsageEntry(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     IS_COMPACTION_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    COST_SOURCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """What answered."""
     turn_id: _builtins.str
@@ -309,6 +321,10 @@ class UsageEntry(_message.Message):
     session_id: _builtins.str
     is_compaction: _builtins.bool
     """The call made a summary."""
+    source_id: _builtins.int
+    """Of a line that was entered by ImportUsage: its number where it came from. 0: a turn's."""
+    cost_source: _builtins.str
+    """Who says what it cost, where that was imported, for example "provider_reported". At most 64 bytes."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -323,10 +339,12 @@ class UsageEntry(_message.Message):
         session_id: _builtins.str = ...,
         usage: _message_pb2.TokenUsage | None = ...,
         is_compaction: _builtins.bool = ...,
+        source_id: _builtins.int = ...,
+        cost_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "is_compaction", b"is_compaction", "model", b"model", "session_id", b"session_id", "time", b"time", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "cost_source", b"cost_source", "is_compaction", b"is_compaction", "model", b"model", "session_id", b"session_id", "source_id", b"source_id", "time", b"time", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -560,11 +560,14 @@ class RebuildResponse(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    ENTITIES_FIELD_NUMBER: _builtins.int
     users: _builtins.int
     conversations: _builtins.int
     messages: _builtins.int
     done: _builtins.bool
     """True on the last one."""
+    entities: _builtins.int
+    """Recipes, executions, extensions and sessions; on the last one alone."""
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -575,10 +578,11 @@ class RebuildResponse(_message.Message):
         messages: _builtins.int = ...,
         done: _builtins.bool = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        entities: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "done", b"done", "elapsed", b"elapsed", "messages", b"messages", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "done", b"done", "elapsed", b"elapsed", "entities", b"entities", "messages", b"messages", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -168,6 +168,7 @@ class Execution(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7 of the server, or the caller's own ([A-Za-z0-9._-]{1,64})."""
     recipe_id: _builtins.str
@@ -185,6 +186,10 @@ class Execution(_message.Message):
     """How often the whole was tried, with the retry of the recipe; from 1."""
     result: _builtins.str
     """Of a completed execution: the last step's answer; JSON where the recipe states a response."""
+    session_id: _builtins.str
+    """The agent session that the prompts of all its steps are counted in; it is there once the first one is asked, and
+    ends with the execution.
+    """
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Value]:
         """As validated, defaults filled in."""
@@ -236,10 +241,11 @@ class Execution(_message.Message):
         error: Global___ExecutionError | None = ...,
         steps: _abc.Iterable[Global___ExecutionStep] | None = ...,
         warnings: _abc.Iterable[_recipe_pb2.RecipeWarning] | None = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "options", b"options", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completed_steps", b"completed_steps", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "id", b"id", "options", b"options", "parameters", b"parameters", "recipe_id", b"recipe_id", "recipe_name", b"recipe_name", "recipe_version", b"recipe_version", "result", b"result", "start_time", b"start_time", "status", b"status", "steps", b"steps", "total_steps", b"total_steps", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completed_steps", b"completed_steps", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "id", b"id", "options", b"options", "parameters", b"parameters", "recipe_id", b"recipe_id", "recipe_name", b"recipe_name", "recipe_version", b"recipe_version", "result", b"result", "session_id", b"session_id", "start_time", b"start_time", "status", b"status", "steps", b"steps", "total_steps", b"total_steps", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ from gaggle.runtime.state.v1 import document_pb2 as gaggle_dot_runtime_dot_state
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gaggle/agent/state/v1/document.proto\x12\x15gaggle.agent.state.v1\x1a#gaggle/agent/v1/agent_service.proto\x1a\x1dgaggle/agent/v1/session.proto\x1a\x1agaggle/agent/v1/turn.proto\x1a$gaggle/conversation/v1/message.proto\x1a&gaggle/runtime/state/v1/document.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x0fSessionDocument\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x37\n\x06\x65vents\x18\x04 \x03(\x0b\x32\'.gaggle.runtime.state.v1.EventReference\"\x96\x01\n\tUserIndex\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\r\x12\x35\n\x08sessions\x18\x02 \x03(\x0b\x32#.gaggle.agent.state.v1.SessionEntry\x12\x11\n\tfirst_day\x18\x03 \x01(\r\x12.\n\nerase_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\rSessionBucket\x12\x35\n\x08sessions\x18\x01 \x03(\x0b\x32#.gaggle.agent.state.v1.SessionEntry\"\"\n\x0cSessionEntry\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x85\x02\n\x03\x44\x61y\x12\x10\n\x08turn_ids\x18\x01 \x03(\t\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.gaggle.agent.v1.UsageEntry\x12\x36\n\x06models\x18\x03 \x03(\x0b\x32&.gaggle.agent.state.v1.Day.ModelsEntry\x12\x13\n\x0bturn_blocks\x18\x04 \x01(\r\x12\x14\n\x0c\x65ntry_blocks\x18\x05 \x01(\r\x12\x0e\n\x06\x65rased\x18\x06 \x01(\x08\x1aK\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals:\x02\x38\x01\"j\n\x04Lane\x12+\n\x06policy\x18\x01 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnPolicy\x12\x16\n\x0e\x61\x63tive_turn_id\x18\x02 \x01(\t\x12\r\n\x05queue\x18\x03 \x03(\t\x12\x0e\n\x06recent\x18\x04 \x03(\t\">\n\tWatchlist\x12\x31\n\x05turns\x18\x01 \x03(\x0b\x32\".gaggle.agent.state.v1.WatchedTurn\"]\n\x0bWatchedTurn\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12,\n\x08\x64ue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x07\n\x0cTurnDocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x11\n\tbody_hash\x18\x03 \x01(\x0c\x12-\n\x07request\x18\x04 \x01(\x0b\x32\x1c.gaggle.agent.v1.ChatRequest\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\r\x12+\n\x05usage\x18\t \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x36\n\x05\x63\x61lls\x18\n \x03(\x0b\x32\'.gaggle.agent.state.v1.ToolCallDocument\x12\x35\n\x07pending\x18\x0b \x01(\x0b\x32$.gaggle.agent.state.v1.PendingAppend\x12\x0f\n\x07\x61ppends\x18\x0c \x01(\r\x12\x10\n\x08log_rows\x18\r \x01(\r\x12\x10\n\x08position\x18\x0e \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x0f \x01(\x04\x12\x15\n\rlast_sequence\x18\x10 \x01(\x04\x12)\n\x05\x65rror\x18\x11 \x01(\x0b\x32\x1a.gaggle.agent.v1.TurnError\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fschema_failures\x18\x16 \x01(\r\x12/\n\x06\x61nswer\x18\x17 \x01(\x0b\x32\x1f.gaggle.conversation.v1.Message\x12+\n\x06\x65nding\x18\x18 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\x12\x14\n\x0cpartial_text\x18\x19 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x1a \x01(\r\x12-\n\twait_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\tdecisions\x18\x1c \x03(\x0b\x32\x1f.gaggle.conversation.v1.Message\"\xa6\x02\n\x10ToolCallDocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12/\n\x06status\x18\x04 \x01(\x0e\x32\x1f.gaggle.agent.v1.ToolCallStatus\x12\x11\n\textension\x18\x05 \x01(\t\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x0f\n\x07log_row\x18\x07 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65ny_reason\x18\t \x01(\t\x12\x0f\n\x07\x65xpired\x18\n \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\"\x81\x01\n\rPendingAppend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.gaggle.conversation.v1.Message\x12)\n\x04then\x18\x03 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\"5\n\x07TurnLog\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.gaggle.agent.v1.TurnEvent\"\x8a\x01\n\nCheckpoint\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.gaggle.agent.v1.TurnEvent\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0f\n\x07process\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gaggle/agent/state/v1/document.proto\x12\x15gaggle.agent.state.v1\x1a#gaggle/agent/v1/agent_service.proto\x1a\x1dgaggle/agent/v1/session.proto\x1a\x1agaggle/agent/v1/turn.proto\x1a$gaggle/conversation/v1/message.proto\x1a&gaggle/runtime/state/v1/document.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\x0fSessionDocument\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.gaggle.agent.v1.Session\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x37\n\x06\x65vents\x18\x04 \x03(\x0b\x32\'.gaggle.runtime.state.v1.EventReference\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x01\n\tUserIndex\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\r\x12\x35\n\x08sessions\x18\x02 \x03(\x0b\x32#.gaggle.agent.state.v1.SessionEntry\x12\x11\n\tfirst_day\x18\x03 \x01(\r\x12.\n\nerase_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\rSessionBucket\x12\x35\n\x08sessions\x18\x01 \x03(\x0b\x32#.gaggle.agent.state.v1.SessionEntry\"\"\n\x0cSessionEntry\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x85\x02\n\x03\x44\x61y\x12\x10\n\x08turn_ids\x18\x01 \x03(\t\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.gaggle.agent.v1.UsageEntry\x12\x36\n\x06models\x18\x03 \x03(\x0b\x32&.gaggle.agent.state.v1.Day.ModelsEntry\x12\x13\n\x0bturn_blocks\x18\x04 \x01(\r\x12\x14\n\x0c\x65ntry_blocks\x18\x05 \x01(\r\x12\x0e\n\x06\x65rased\x18\x06 \x01(\x08\x1aK\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals:\x02\x38\x01\"j\n\x04Lane\x12+\n\x06policy\x18\x01 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnPolicy\x12\x16\n\x0e\x61\x63tive_turn_id\x18\x02 \x01(\t\x12\r\n\x05queue\x18\x03 \x03(\t\x12\x0e\n\x06recent\x18\x04 \x03(\t\">\n\tWatchlist\x12\x31\n\x05turns\x18\x01 \x03(\x0b\x32\".gaggle.agent.state.v1.WatchedTurn\"]\n\x0bWatchedTurn\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12,\n\x08\x64ue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x07\n\x0cTurnDocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x11\n\tbody_hash\x18\x03 \x01(\x0c\x12-\n\x07request\x18\x04 \x01(\x0b\x32\x1c.gaggle.agent.v1.ChatRequest\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\r\x12+\n\x05usage\x18\t \x01(\x0b\x32\x1c.gaggle.agent.v1.UsageTotals\x12\x36\n\x05\x63\x61lls\x18\n \x03(\x0b\x32\'.gaggle.agent.state.v1.ToolCallDocument\x12\x35\n\x07pending\x18\x0b \x01(\x0b\x32$.gaggle.agent.state.v1.PendingAppend\x12\x0f\n\x07\x61ppends\x18\x0c \x01(\r\x12\x10\n\x08log_rows\x18\r \x01(\r\x12\x10\n\x08position\x18\x0e \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x0f \x01(\x04\x12\x15\n\rlast_sequence\x18\x10 \x01(\x04\x12)\n\x05\x65rror\x18\x11 \x01(\x0b\x32\x1a.gaggle.agent.v1.TurnError\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fschema_failures\x18\x16 \x01(\r\x12/\n\x06\x61nswer\x18\x17 \x01(\x0b\x32\x1f.gaggle.conversation.v1.Message\x12+\n\x06\x65nding\x18\x18 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\x12\x14\n\x0cpartial_text\x18\x19 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x1a \x01(\r\x12-\n\twait_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\tdecisions\x18\x1c \x03(\x0b\x32\x1f.gaggle.conversation.v1.Message\"\xa6\x02\n\x10ToolCallDocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12/\n\x06status\x18\x04 \x01(\x0e\x32\x1f.gaggle.agent.v1.ToolCallStatus\x12\x11\n\textension\x18\x05 \x01(\t\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x0f\n\x07log_row\x18\x07 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65ny_reason\x18\t \x01(\t\x12\x0f\n\x07\x65xpired\x18\n \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\"\x81\x01\n\rPendingAppend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.gaggle.conversation.v1.Message\x12)\n\x04then\x18\x03 \x01(\x0e\x32\x1b.gaggle.agent.v1.TurnStatus\"5\n\x07TurnLog\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.gaggle.agent.v1.TurnEvent\"\x8a\x01\n\nCheckpoint\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.gaggle.agent.v1.TurnEvent\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0f\n\x07process\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,31 +40,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DAY_MODELSENTRY']._loaded_options = None
   _globals['_DAY_MODELSENTRY']._serialized_options = b'8\001'
   _globals['_SESSIONDOCUMENT']._serialized_start=271
-  _globals['_SESSIONDOCUMENT']._serialized_end=427
-  _globals['_USERINDEX']._serialized_start=430
-  _globals['_USERINDEX']._serialized_end=580
-  _globals['_SESSIONBUCKET']._serialized_start=582
-  _globals['_SESSIONBUCKET']._serialized_end=652
-  _globals['_SESSIONENTRY']._serialized_start=654
-  _globals['_SESSIONENTRY']._serialized_end=688
-  _globals['_DAY']._serialized_start=691
-  _globals['_DAY']._serialized_end=952
-  _globals['_DAY_MODELSENTRY']._serialized_start=877
-  _globals['_DAY_MODELSENTRY']._serialized_end=952
-  _globals['_LANE']._serialized_start=954
-  _globals['_LANE']._serialized_end=1060
-  _globals['_WATCHLIST']._serialized_start=1062
-  _globals['_WATCHLIST']._serialized_end=1124
-  _globals['_WATCHEDTURN']._serialized_start=1126
-  _globals['_WATCHEDTURN']._serialized_end=1219
-  _globals['_TURNDOCUMENT']._serialized_start=1222
-  _globals['_TURNDOCUMENT']._serialized_end=2165
-  _globals['_TOOLCALLDOCUMENT']._serialized_start=2168
-  _globals['_TOOLCALLDOCUMENT']._serialized_end=2462
-  _globals['_PENDINGAPPEND']._serialized_start=2465
-  _globals['_PENDINGAPPEND']._serialized_end=2594
-  _globals['_TURNLOG']._serialized_start=2596
-  _globals['_TURNLOG']._serialized_end=2649
-  _globals['_CHECKPOINT']._serialized_start=2652
-  _globals['_CHECKPOINT']._serialized_end=2790
+  _globals['_SESSIONDOCUMENT']._serialized_end=476
+  _globals['_USERINDEX']._serialized_start=479
+  _globals['_USERINDEX']._serialized_end=629
+  _globals['_SESSIONBUCKET']._serialized_start=631
+  _globals['_SESSIONBUCKET']._serialized_end=701
+  _globals['_SESSIONENTRY']._serialized_start=703
+  _globals['_SESSIONENTRY']._serialized_end=737
+  _globals['_DAY']._serialized_start=740
+  _globals['_DAY']._serialized_end=1001
+  _globals['_DAY_MODELSENTRY']._serialized_start=926
+  _globals['_DAY_MODELSENTRY']._serialized_end=1001
+  _globals['_LANE']._serialized_start=1003
+  _globals['_LANE']._serialized_end=1109
+  _globals['_WATCHLIST']._serialized_start=1111
+  _globals['_WATCHLIST']._serialized_end=1173
+  _globals['_WATCHEDTURN']._serialized_start=1175
+  _globals['_WATCHEDTURN']._serialized_end=1268
+  _globals['_TURNDOCUMENT']._serialized_start=1271
+  _globals['_TURNDOCUMENT']._serialized_end=2214
+  _globals['_TOOLCALLDOCUMENT']._serialized_start=2217
+  _globals['_TOOLCALLDOCUMENT']._serialized_end=2511
+  _globals['_PENDINGAPPEND']._serialized_start=2514
+  _globals['_PENDINGAPPEND']._serialized_end=2643
+  _globals['_TURNLOG']._serialized_start=2645
+  _globals['_TURNLOG']._serialized_end=2698
+  _globals['_CHECKPOINT']._serialized_start=2701
+  _globals['_CHECKPOINT']._serialized_end=2839
 # @@protoc_insertion_point(module_scope)

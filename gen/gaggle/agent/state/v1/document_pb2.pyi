@@ -34,6 +34,7 @@ class SessionDocument(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     incarnation: _builtins.int
     @_builtins.property
@@ -42,6 +43,10 @@ class SessionDocument(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_document_pb2.EventReference]:
         """Which outbox row tells of each of the newest revisions; at most 256."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Set: it was deleted; kept for seven days, without all that it held."""
+
     def __init__(
         self,
         *,
@@ -49,10 +54,11 @@ class SessionDocument(_message.Message):
         revision: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         events: _abc.Iterable[_document_pb2.EventReference] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "incarnation", b"incarnation", "revision", b"revision", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "events", b"events", "incarnation", b"incarnation", "revision", b"revision", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
