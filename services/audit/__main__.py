@@ -75,6 +75,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
             upkeep.renew_statistics,
             upkeep.refresh_hourly_counts,
         ],
+        keeps_state=False,
     )
 
 

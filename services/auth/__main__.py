@@ -15,7 +15,9 @@ def build(runtime: Runtime, settings: AuthSettings) -> Wiring:
         default_ttl_seconds=settings.token_ttl_seconds,
     )
     return Wiring(
-        servicers=[Exposed(auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer, AUTH_ACCESS)]
+        servicers=[Exposed(auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer, AUTH_ACCESS)],
+        keeps_state=False,
+        has_events=False,
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from services.runtime.dapr import metadata_pb2
-from services.runtime.service import StartError, check_components
+from services.runtime.service import StartError, Wiring, check_components
 from services.runtime.settings import ServiceSettings
 
 _ENVIRONMENT = {"APP_ID": "auth", "APP_PORT": "0", "DAPR_GRPC_PORT": "1", "APP_API_TOKEN": "secret-token"}
@@ -31,7 +31,7 @@ def _metadata(*components: tuple[str, str, list[str]]) -> metadata_pb2.GetMetada
 
 def test_good_components() -> None:
     """A sidecar with all components, and a store that rolls back, is taken."""
-    check_components(_metadata(_POSTGRES, *_OTHERS), _SETTINGS)
+    check_components(_metadata(_POSTGRES, *_OTHERS), _SETTINGS, Wiring(servicers=[]))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_good_components() -> None:
 def test_refused_components(components: list[tuple[str, str, list[str]]], words: list[str]) -> None:
     """A component that is missing or can't do what is needed is named, in one line."""
     with pytest.raises(StartError) as caught:
-        check_components(_metadata(*components), _SETTINGS)
+        check_components(_metadata(*components), _SETTINGS, Wiring(servicers=[]))
     text = str(caught.value)
     assert "\n" not in text
     assert all(word in text for word in words)
