@@ -34,9 +34,9 @@ async def tcp_is_open(port: int) -> bool:
     return await _exchange(port, b"", answers=False) is not None
 
 
-async def rabbitmq_is_ready(port: int) -> bool:
+async def rabbitmq_is_ready(port: int, context: ssl.SSLContext | None) -> bool:
     """Whether RabbitMQ begins a conversation (AMQP 0-9-1, 2.2.4): its listeners open once the rest is there."""
-    answer = await _exchange(port, b"AMQP\x00\x00\x09\x01")
+    answer = await _exchange(port, b"AMQP\x00\x00\x09\x01", context)
     # A method frame on channel 0.
     return answer is not None and answer.startswith(b"\x01\x00\x00")
 
