@@ -115,3 +115,27 @@ def test_a_taken_port(setting: str) -> None:
         assert len(told) == 1
         assert str(port) in told[0]
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "names"),
+    [
+        pytest.param({"GAGGLE_TLS_CERTIFICATE_FILE": "/c.pem"}, 2, "tls_key_file", id="no key"),
+        pytest.param(
+            {"GAGGLE_TLS_CERTIFICATE_FILE": "/c.pem", "GAGGLE_TLS_KEY_FILE": "/none.pem"}, 1, "/none.pem", id="no file"
+        ),
+    ],
+)
+def test_half_a_certificate(changes: dict[str, str], code: int, names: str) -> None:
+    """A certificate without its key, or a file that is not there, ends the process with one line that names it."""
+    ended = _run({**_ENVIRONMENT, **changes})
+    assert ended.returncode == code, ended.stderr
+    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("gaggle auth: ")]
+    assert names in told
+
+
+def test_a_service_without_state_needs_no_store() -> None:
+    """A service that keeps no state and has no events starts without those components, and had better not reach them."""
+    check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], keeps_state=False, has_events=False))
+    with pytest.raises(StartError, match="statestore"):
+        check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], has_events=False))

@@ -212,3 +212,28 @@ def test_a_service_without_a_file_is_closed() -> None:
     document = service_configuration("unheard-of")
     assert document["spec"]["accessControl"] == {"defaultAction": "deny"}
     assert document["spec"]["secrets"]["scopes"][0]["allowedSecrets"] == ["service-key-unheard-of", "token-jwks"]
+
+
+@pytest.mark.parametrize("name", [name for name in _SETS if name != "local"])
+def test_every_secret_of_a_set_has_a_template(name: str) -> None:
+    """Whatever key of a Kubernetes secret a set's components or settings name, deploy/secrets/ has a place for."""
+    templates = {}
+    for file in (PROJECT_ROOT / "deploy" / "secrets").glob("*.yaml"):
+        document = yaml.safe_load(file.read_text())
+        assert (document["kind"], document["metadata"]["name"]) == ("Secret", file.stem)
+        templates[file.stem] = set(document["stringData"])
+    components = _set(name)
+    wanted = {(holder, key) for key, holder in components.secret_names.items()}
+    for one in components.components:
+        for item in one["spec"].get("metadata") or []:
+            if reference := item.get("secretKeyRef"):
+                wanted.add((reference["name"], reference["key"]))
+    assert {(holder, key) for holder, key in wanted if key not in templates.get(holder, set())} == set()
+
+
+def test_templates_hold_no_credentials() -> None:
+    """What is committed is a form to fill in."""
+    for file in (PROJECT_ROOT / "deploy" / "secrets").glob("*.yaml"):
+        for key, value in yaml.safe_load(file.read_text())["stringData"].items():
+            named_like_one = "password" in key.lower() or key == "OPENAI_API_KEY"
+            assert not named_like_one or value in {"PASSWORD", ""}, key
