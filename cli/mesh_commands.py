@@ -134,7 +134,9 @@ def status(
 def logs(
     service: Annotated[
         str,
-        typer.Argument(help="A service, or postgres, redis, rabbitmq, kafka, placement, scheduler, sentry, migrate, mesh."),
+        typer.Argument(
+            help="A service, or postgres, redis, rabbitmq, kafka, placement, scheduler, sentry, migrate, mesh."
+        ),
     ],
     *,
     data: DataOption = None,

@@ -1,4 +1,4 @@
-"""A service that fails as a call tells it: "KEY CODE TIMES" fails so many times, then answers; TIMES of a hang is one."""
+"""A service that fails as a call tells it: "KEY CODE TIMES" fails so many times, then answers; HANG is a code, too."""
 
 import asyncio
 import json

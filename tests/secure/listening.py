@@ -46,7 +46,7 @@ class EchoingModel:
         model = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - the library's name
+            def do_POST(self) -> None:
                 model.asked += 1
                 key = self.headers.get("authorization", "").removeprefix("Bearer ")
                 body = f'{{"error": {{"message": "Incorrect API key provided: {key}", "type": "x"}}}}'.encode()

@@ -1,13 +1,15 @@
-"""What each service needs, written down once more: the files of dapr-components/ and dapr-configurations/ are held to it."""
+"""What each service needs, written down once more: dapr-components/ and dapr-configurations/ are held to it."""
 
 import importlib
 import inspect
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cli.mesh.data import PROJECT_ROOT
 from cli.mesh.runfile import RunFile
 from services.runtime.service import Runtime, Wiring
-from services.runtime.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from services.runtime.settings import ServiceSettings
 
 SERVICES: Final = tuple(app.service for app in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps)
 
@@ -85,7 +87,9 @@ def components_of(service: str) -> set[str]:
         {"secretstore"}
         | (set() if service in _STATELESS else {"statestore"})
         | (set() if service == "auth" else {"pubsub"})
-        | {"conversation": {"pubsub-fanout"}, "audit": {"readmodel"}, "reminder": {"reminder-sweep"}}.get(service, set())
+        | {"conversation": {"pubsub-fanout"}, "audit": {"readmodel"}, "reminder": {"reminder-sweep"}}.get(
+            service, set()
+        )
     )
 
 

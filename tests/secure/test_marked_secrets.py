@@ -102,8 +102,8 @@ async def _provoke(mesh: SecureMesh, user: str) -> list[str]:
             stub: Any = dapr_pb2_grpc.DaprStub(sidecar)  # type: ignore[no-untyped-call]
             asked = metadata_pb2.GetMetadataRequest()
             told.append(str(await stub.GetMetadata(asked, metadata=mesh.by_sidecar(service))))
+            forbidden = secret_pb2.GetSecretRequest(store_name="secretstore", key="database")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                forbidden = secret_pb2.GetSecretRequest(store_name="secretstore", key="database")
                 await stub.GetSecret(forbidden, metadata=mesh.by_sidecar(service))
             told.append(str(caught.value.details()))
 
@@ -195,4 +195,3 @@ async def _look_at_broker(mesh: SecureMesh, look: Any) -> None:
         for key in keys:
             if await client.type(key) == b"stream":
                 look(f"stream {key.decode()}", repr(await client.xrange(key)).encode())
-

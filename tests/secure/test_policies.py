@@ -81,7 +81,9 @@ async def test_topic_scopes_are_what_the_code_publishes_and_takes(service: str) 
     """A service takes the topics that it subscribes to, and publishes those that its code names; nothing else."""
     wiring = await wiring_of(service)
     fields = _pubsub(_set("local"))
-    published, taken = (topic_scopes(fields[f"{kind}Scopes"]).get(service, []) for kind in ("publishing", "subscription"))
+    published, taken = (
+        topic_scopes(fields[f"{kind}Scopes"]).get(service, []) for kind in ("publishing", "subscription")
+    )
     assert len(set(published)) == len(published)
     subscribed = {one.topic for one in wiring.subscriptions if not one.pubsub or one.pubsub == "pubsub"}
     assert set(taken) == subscribed

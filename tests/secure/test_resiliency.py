@@ -133,7 +133,7 @@ async def test_the_breaker_of_reminders_opens_and_closes(caller: Caller) -> None
 
 
 async def test_the_breaker_of_the_broker_opens_and_closes(failing: Mesh) -> None:
-    """While the broker hangs, publishing takes its time limit and is tried again; then it fails at once, until it is back."""
+    """While the broker hangs, publishing is ended and tried again; then it fails at once, until the broker is back."""
     async with failing.sidecar("task") as channel:
         stub: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
         request = pubsub_pb2.PublishEventRequest(
@@ -194,4 +194,3 @@ async def test_the_breaker_of_the_database_opens_and_closes(failing: Mesh) -> No
             return False
 
         await eventually(through, within=_SLACK_SECONDS, what="a statement let through")
-

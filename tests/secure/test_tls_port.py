@@ -56,7 +56,9 @@ def _channel(mesh: Mesh, service: str, authority: Path) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(authority.read_bytes()))
 
 
-async def test_clients_sidecars_and_deliveries_come_by_tls(encrypted: Mesh, certificates: Certificates, user: str) -> None:
+async def test_clients_sidecars_and_deliveries_come_by_tls(
+    encrypted: Mesh, certificates: Certificates, user: str
+) -> None:
     """A client that knows the authority is served; so is one by a sidecar; and events are delivered."""
     async with (
         _channel(encrypted, "conversation", certificates.authority) as straight,
@@ -85,4 +87,3 @@ async def test_who_speaks_no_tls_or_knows_another_authority_is_not_served(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await Talker(channel, encrypted.metadata(user)).create("hello")
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
