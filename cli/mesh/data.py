@@ -25,8 +25,8 @@ from cli.errors import CommandError, Refused
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 _SUFFIX = re.compile(r"[a-z0-9-]{0,24}")
-# sun_path holds 107 bytes and a terminator on Linux, 103 on macOS; ".s.PGSQL.65535.lock" is the longest name put there.
-_SOCKET_DIRECTORY_BYTES = 103 - len("/.s.PGSQL.65535.lock")
+# sun_path holds 107 bytes and a terminator on Linux, 103 on macOS; ".s.PGSQL.5432.lock" is the longest name put there.
+_SOCKET_DIRECTORY_BYTES = 103 - len("/.s.PGSQL.5432.lock")
 
 
 def default_path() -> Path:

@@ -63,16 +63,11 @@ class Ports:
         return self.base + 612
 
     @property
-    def postgres(self) -> int:
-        """PostgreSQL by TLS, in a mesh with identities; else it has no port."""
-        return self.base + 615
-
-    @property
     def infrastructure(self) -> list[int]:
         """Every port of the stores and the control plane."""
         control_plane = [*range(self.placement, self.placement + 4), *range(self.scheduler, self.scheduler + 5)]
         sentry = range(self.sentry, self.sentry + 3)
-        return [self.broker, *control_plane, self.broker_peer, self.broker_nodes, *sentry, self.postgres]
+        return [self.broker, *control_plane, self.broker_peer, self.broker_nodes, *sentry]
 
 
 def direct_loopback() -> dict[str, str]:

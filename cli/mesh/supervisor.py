@@ -38,15 +38,9 @@ from cli.mesh.keys import ensure_keys
 from cli.mesh.memory import memory_by_process
 from cli.mesh.plan import Plan, Replica
 from cli.mesh.ports import LOOPBACK
-from cli.mesh.postgres import (
-    SOCKET_PORT,
-    create_role_and_database,
-    database_url,
-    postgres_command,
-    tls_database_url,
-)
+from cli.mesh.postgres import create_role_and_database, database_url, postgres_command
 from cli.mesh.process import Process, State
-from cli.mesh.secrets import api_tokens, database_password, read_secrets, write_secrets
+from cli.mesh.secrets import api_tokens, read_secrets, write_secrets
 from cli.mesh.service import service_command, service_environment
 from cli.mesh.sets import ComponentSet
 
@@ -95,23 +89,11 @@ class Supervisor:
         keys = ensure_keys(data, keys_for)
         known = read_secrets(data)
         self._broker = broker(components, data, plan.ports, known, tls=sentry is not None)
-        self._database_port = plan.ports.postgres if sentry else SOCKET_PORT
-        self._database_url = database_url(data, self._database_port)
-        self._database_password = database_password(known) if sentry else ""
-        for_sidecars = self._database_url
-        if sentry:
-            for_sidecars = tls_database_url(data, self._database_port, self._database_password)
-        secrets = write_secrets(
-            data,
-            database=for_sidecars,
-            password=self._database_password,
-            broker=self._broker.secrets,
-            keys=keys,
-        )
+        secrets = write_secrets(data, database=database_url(data), broker=self._broker.secrets, keys=keys)
         app_ids = [replica.app_id for replica in plan.replicas]
         self._identities = make_identities(sentry, data, plan.ports, app_ids) if sentry else None
         self._sentry = [self._process(self._identities.sentry_command(data))] if self._identities else []
-        self._postgres = self._process(postgres_command(data, self._database_port))
+        self._postgres = self._process(postgres_command(data))
         self._brokers = [self._process(command) for command in self._broker.commands]
         self._placement = self._process(placement_command(binaries, data, plan.ports, self._identities))
         self._scheduler = self._process(scheduler_command(binaries, data, plan.ports, self._identities))
@@ -189,7 +171,7 @@ class Supervisor:
                 }
             )
         addresses = {
-            "postgres": self._database_url,
+            "postgres": database_url(self._data),
             **{process.name: self._broker.address for process in self._brokers},
             "sentry": f"{LOOPBACK}:{self._plan.ports.sentry}",
             "placement": f"{LOOPBACK}:{self._plan.ports.placement}",
@@ -238,7 +220,7 @@ class Supervisor:
 
     async def _start_database(self) -> None:
         await self._bring_up(self._postgres)
-        await create_role_and_database(self._data, self._database_port, self._database_password)
+        await create_role_and_database(self._data)
         await self._migrate()
 
     async def _start_broker(self) -> None:
@@ -254,7 +236,7 @@ class Supervisor:
         """In a process of its own, which alone loads a PostgreSQL driver."""
         migration = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli.main", "db", "migrate"),
-            env={**os.environ, "DATABASE_URL": self._database_url},
+            env={**os.environ, "DATABASE_URL": database_url(self._data)},
             cwd=PROJECT_ROOT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -379,7 +361,7 @@ class Supervisor:
             supervisor_pid=os.getpid(),
             control_socket=self._data.control_socket,
             services=services,
-            database_url=self._database_url,
+            database_url=database_url(self._data),
             component_set=self._components.name,
             mtls=self._identities is not None,
             settings=self._components.settings,

@@ -135,7 +135,7 @@ def test_half_a_certificate(changes: dict[str, str], code: int, names: str) -> N
 
 
 def test_a_service_without_state_needs_no_store() -> None:
-    """A service that keeps no state and has no events starts without those components, which it had better not reach."""
+    """A service that keeps no state and has no events starts without those components, which are not for it."""
     check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], keeps_state=False, has_events=False))
     with pytest.raises(StartError, match="statestore"):
         check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], has_events=False))

@@ -43,7 +43,6 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureMesh]:
         name: f"marked-{name.lower()}-{secrets.token_hex(8)}"
         for name in ("OPENAI_API_KEY", "MODEL_KEY", "SMTP_PASSWORD", "extension-test-secret", "redis-password")
     }
-    database = f"marked-database-{secrets.token_hex(8)}"
     data = DataDirectory.at(folder / "data")
     data.create()
     planted = {
@@ -52,7 +51,6 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureMesh]:
         "SMTP_PORT": str(mail.port),
         "SMTP_USERNAME": USERNAME,
         "SMTP_FROM_EMAIL": "gaggle@example.org",
-        "postgresql-secrets": {"password": database},
     }
     write_private(data.secrets_file, json.dumps(planted))
     endpoints = [
@@ -70,7 +68,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureMesh]:
         }.items():
             environment.setenv(name, value)
         started = SecureMesh(start_mesh(data.path, mtls=True).file)
-    started.marks, started.collector, started.models = {**marks, "database": database}, collector, models
+    started.marks, started.collector, started.models = marks, collector, models
     yield started
     started.stop()
     mail.stop()

@@ -115,7 +115,7 @@ async def _provoke(mesh: SecureMesh, user: str) -> list[str]:
 
 
 async def test_no_secret_is_told(secure: SecureMesh, user: str) -> None:
-    """Every secret of the mesh is used, refused and repeated by those who were sent it; no file, page or answer has it."""
+    """Every secret of the mesh is used, and repeated by those who were sent it; no file, page or answer has it."""
     told = await _provoke(secure, user)
     known = _known(secure)
     leaks: dict[str, set[str]] = {}

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import httpx
-import psycopg
 import pytest
 import yaml
 from cryptography import x509
@@ -104,8 +103,6 @@ def _folded(folder: Path) -> Path:
 def test_each_sidecar_has_the_identity_of_its_app(secure: SecureMesh, service: str) -> None:
     """The port between sidecars speaks TLS, and its certificate names the app id and comes of the mesh's authority."""
     authority = secure.data.identities / "ca.crt"
-    with pytest.raises(OSError):
-        _shaken(secure, service, authority=authority)
     context = ssl.create_default_context(cafile=str(authority))
     context.check_hostname = False
     with (
@@ -123,7 +120,7 @@ def test_a_sidecar_of_another_authority_is_refused(secure: SecureMesh, tmp_path:
     """Neither a caller without a certificate nor one whose certificate is another authority's is talked to."""
     authority = secure.data.identities / "ca.crt"
     for certificate in (None, _folded(tmp_path / "stranger")):
-        with pytest.raises(OSError):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
             _shaken(secure, "conversation", authority=authority, certificate=certificate)
 
 
@@ -492,31 +489,3 @@ prompt: say done by {{{{ steps.note.result | length > 0 }}}}
             return set(SERVICES) - {"auth", "recurrence"} <= receipts
 
         await eventually(reported, within=60, what="receipts of all services")
-
-
-async def test_the_database_is_reached_by_tls_that_proves_it(secure: SecureMesh) -> None:
-    """Sidecars talk to PostgreSQL by TLS 1.3 with a password, and would take no other server, nor it them."""
-    with psycopg.connect(secure.description.database_url) as connection:
-        rows = connection.execute(
-            "SELECT s.ssl, s.version, a.application_name FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) "
-            "WHERE a.client_addr IS NOT NULL"
-        ).fetchall()
-    assert rows
-    assert {(ssl_on, version) for ssl_on, version, _ in rows} == {(True, "TLSv1.3")}
-    url = str(_secrets(secure)["database"])
-    assert "sslmode=verify-full" in url
-    with psycopg.connect(url) as connection:
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-    password = str(_secrets(secure)["postgresql-secrets"]["password"])
-    other = secure.data.identities / "ca.crt"
-    authority = secure.data.path / "tls" / "ca.pem"
-    for changed in (
-        url.replace(str(authority), str(other)),
-        url.replace(password, "wrong"),
-        url.replace("verify-full", "disable"),
-        # The right server under a name that its certificate does not have.
-        url.replace("@localhost:", "@elsewhere.invalid:") + "&hostaddr=127.0.0.1",
-    ):
-        assert changed != url
-        with pytest.raises(psycopg.OperationalError):
-            psycopg.connect(changed, connect_timeout=5)
