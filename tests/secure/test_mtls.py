@@ -267,6 +267,9 @@ async def test_each_service_may_call_what_it_needs_and_nothing_else(
         error = caught.value
         if error.code() is grpc.StatusCode.PERMISSION_DENIED:
             assert "access control policy has denied access" in str(error.details()), (callee, method)
+        elif method.startswith("dapr."):
+            # Refused by the caller's own sidecar, whose list of APIs goes by Dapr's names.
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED, (callee, method, error)
         else:
             # The service itself, which asks for a token.
             assert (error.code(), refusal_of(error).reason) == (grpc.StatusCode.UNAUTHENTICATED, "INVALID_TOKEN"), error
@@ -299,15 +302,16 @@ FORGED: dict[str, tuple[str, Any]] = {
 async def test_callbacks_by_the_own_sidecar_are_refused(
     secure: SecureMesh, channels: dict[str, grpc.aio.Channel], user: str, service: str, kind: str
 ) -> None:
-    """What daprd 1.18 would hand to its app as if it were a delivery, the policy of the mesh refuses."""
+    """What daprd 1.18 would hand to its app as if it were a delivery, a mesh with identities refuses."""
     method, request = FORGED[kind]
     raw: Any = channels[service]
     metadata = (*secure.by_sidecar(service, of=service), *secure.metadata(user))
     call = raw.unary_unary(f"/dapr.proto.runtime.v1.{method}")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(request.SerializeToString(), metadata=metadata, timeout=_ANSWER_SECONDS)
-    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert "access control policy has denied access" in str(caught.value.details())
+    # By the list of APIs; without one the access policy would (it denies a service's own methods to its own sidecar).
+    assert caught.value.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED}
+    assert "forged" not in secure.data.log(service).read_text()
 
 
 # -- tokens both ways
