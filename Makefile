@@ -36,10 +36,12 @@ down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
 
 test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
 	@$(BIN)/gaggle tools dapr
+	@$(BIN)/gaggle tools sentry
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(TESTS)
 
 test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
 	@$(BIN)/gaggle tools dapr
+	@$(BIN)/gaggle tools sentry
 	@$(BIN)/gaggle tools rabbitmq
 	@$(BIN)/gaggle tools kafka
 	@$(BIN)/python -m pytest $(ELSEWHERE)

@@ -62,6 +62,13 @@ def up(
             show_default=False,
         ),
     ] = None,
+    mtls: Annotated[
+        bool,
+        typer.Option(
+            "--mtls",
+            help="Give each sidecar an identity: TLS between them, access by policy alone, tokens to use a sidecar.",
+        ),
+    ] = False,
     file: Annotated[Path, typer.Option(help="The services, in the Dapr CLI's multi-app format.")] = PROJECT_ROOT
     / "dapr.yaml",
     owner_pid: Annotated[int | None, typer.Option(hidden=True, help="Stop when this process ends.")] = None,
@@ -78,6 +85,7 @@ def up(
         data=DataDirectory.at(data),
         run_file=file.absolute(),
         components=components,
+        mtls=mtls,
         port_base=port_base,
         only=[name for names in only or [] for name in names.split(",")],
         replicas=_parse_replicas(replicas or []),
@@ -126,7 +134,9 @@ def status(
 def logs(
     service: Annotated[
         str,
-        typer.Argument(help="A service, or postgres, redis, rabbitmq, kafka, placement, scheduler, migrate, mesh."),
+        typer.Argument(
+            help="A service, or postgres, redis, rabbitmq, kafka, placement, scheduler, sentry, migrate, mesh."
+        ),
     ],
     *,
     data: DataOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli.binaries.dapr import dapr_binaries
+from cli.binaries.dapr import dapr_binaries, sentry_binary
 from cli.binaries.kafka import kafka
 from cli.binaries.rabbitmq import rabbitmq
 from cli.binaries.tools import tool
@@ -17,6 +17,7 @@ class Tool(StrEnum):
     """What can be asked for."""
 
     DAPR = "dapr"
+    SENTRY = "sentry"
     GRPCURL = "grpcurl"
     GHZ = "ghz"
     RABBITMQ = "rabbitmq"
@@ -34,6 +35,8 @@ def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
     match name:
         case Tool.DAPR:
             typer.echo(dapr_binaries(progress).daprd)
+        case Tool.SENTRY:
+            typer.echo(sentry_binary(dapr_binaries(progress), progress))
         case Tool.RABBITMQ:
             typer.echo(rabbitmq(progress).server)
         case Tool.KAFKA:

@@ -14,6 +14,7 @@ _FITTING = VERSION.rsplit(".", 1)[0] + "."
 _FLAGS = ("-tags=stablecomponents", f"-ldflags=-s -w -X github.com/dapr/dapr/pkg/buildinfo.version={VERSION}")
 NAMES = ("daprd", "scheduler", "placement")
 PROGRAMS = [Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", VERSION, _FLAGS) for name in NAMES]
+SENTRY = Program("sentry", "dapr", "github.com/dapr/dapr/cmd/sentry", VERSION, _FLAGS)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ def dapr_binaries(progress: Progress) -> DaprBinaries:
     ensure_built(PROGRAMS, progress)
     daprd, scheduler, placement = (program.path for program in PROGRAMS)
     return DaprBinaries(daprd=daprd, scheduler=scheduler, placement=placement)
+
+
+def sentry_binary(binaries: DaprBinaries, progress: Progress) -> Path:
+    """The authority that gives sidecars their identities: beside daprd, else built. `dapr init --slim` brings none.
+
+    Raises:
+        MissingTool: it is not installed, and there is no Go to build it with.
+        CommandError: the build failed.
+    """
+    beside = binaries.daprd.with_name("sentry")
+    if beside.exists():
+        return beside
+    ensure_built([SENTRY], progress)
+    return SENTRY.path
 
 
 def find_installed() -> DaprBinaries | None:

@@ -11,7 +11,7 @@ from cli.mesh.data import DataDirectory
 from cli.mesh.kafka import kafka_certificates, kafka_command
 from cli.mesh.ports import LOOPBACK, Ports
 from cli.mesh.process import Command
-from cli.mesh.rabbitmq import VIRTUAL_HOST, epmd_command, rabbitmq_command
+from cli.mesh.rabbitmq import VIRTUAL_HOST, epmd_command, rabbitmq_certificates, rabbitmq_command
 from cli.mesh.redis import redis_command
 from cli.mesh.secrets import Secret
 from cli.mesh.sets import BrokerKind, ComponentSet
@@ -42,7 +42,9 @@ def ensure_installed(components: ComponentSet, progress: Progress) -> None:
         kafka(progress)
 
 
-def broker(components: ComponentSet, data: DataDirectory, ports: Ports, known: Mapping[str, Secret]) -> Broker:
+def broker(
+    components: ComponentSet, data: DataDirectory, ports: Ports, known: Mapping[str, Secret], *, tls: bool = False
+) -> Broker:
     """The broker of a set, with a password that is drawn once and kept.
 
     Args:
@@ -50,6 +52,7 @@ def broker(components: ComponentSet, data: DataDirectory, ports: Ports, known: M
         data: where the broker's data lies.
         ports: where it listens.
         known: the secrets there are.
+        tls: whether RabbitMQ is to be reached by TLS. Kafka is where its set says so; the wheel's Redis has none.
     """
     address = f"{LOOPBACK}:{ports.broker}"
     match components.broker:
@@ -60,9 +63,11 @@ def broker(components: ComponentSet, data: DataDirectory, ports: Ports, known: M
         case "rabbitmq":
             password = _kept(known, "rabbitmq-secrets", "password")
             program = rabbitmq(_silent)
-            commands = [epmd_command(program, data, ports), rabbitmq_command(program, data, ports, _USER, password)]
-            url = f"amqp://{_USER}:{password}@{address}/{VIRTUAL_HOST}"
-            values = {"connection-string": url, "username": _USER, "password": password}
+            server = rabbitmq_command(program, data, ports, (_USER, password), tls=tls)
+            commands = [epmd_command(program, data, ports), server]
+            url = f"amqp{'s' if tls else ''}://{_USER}:{password}@{address}/{VIRTUAL_HOST}"
+            authority = rabbitmq_certificates(data).authority.read_text() if tls else ""
+            values = {"connection-string": url, "username": _USER, "password": password, "ca-cert": authority}
             return Broker("rabbitmq", address, commands, {"rabbitmq-secrets": values})
         case "kafka":
             values = {"KAFKA_BROKERS": address}

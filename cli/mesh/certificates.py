@@ -35,16 +35,27 @@ def ensure_certificates(folder: Path, server: str) -> Certificates:
     return made
 
 
+def make_issuer(folder: Path) -> None:
+    """Writes what Dapr's sentry signs identities with: ca.crt, and issuer.crt with issuer.key, which the former signed.
+
+    The authority's own key is not kept.
+    """
+    now = dt.datetime.now(dt.UTC)
+    authority_key, issuer_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority_name, issuer_name = _name("gaggle mesh authority"), _name("gaggle mesh issuer")
+    authority = _authority(authority_name, authority_name, now, authority_key.public_key(), authority_key, length=1)
+    issuer = _authority(issuer_name, authority_name, now, issuer_key.public_key(), authority_key, length=0)
+    pem = serialization.Encoding.PEM
+    write_private(folder / "ca.crt", authority.public_bytes(pem).decode())
+    write_private(folder / "issuer.crt", issuer.public_bytes(pem).decode())
+    write_private(folder / "issuer.key", _private(issuer_key).decode())
+
+
 def _make(made: Certificates, server: str) -> None:
     now = dt.datetime.now(dt.UTC)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name, server_name = _name("gaggle local authority"), _name(server)
-    authority = (
-        _builder(authority_name, authority_name, now)
-        .public_key(authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
+    authority = _authority(authority_name, authority_name, now, authority_key.public_key(), authority_key, length=0)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
     certificate = (
         _builder(server_name, authority_name, now)
@@ -54,12 +65,46 @@ def _make(made: Certificates, server: str) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    key = server_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     pem = serialization.Encoding.PEM
     write_private(made.authority, authority.public_bytes(pem).decode())
-    write_private(made.server, (key + certificate.public_bytes(pem)).decode())
+    write_private(made.server, (_private(server_key) + certificate.public_bytes(pem)).decode())
+
+
+def _authority(
+    subject: x509.Name,
+    issuer: x509.Name,
+    now: dt.datetime,
+    key: ec.EllipticCurvePublicKey,
+    signer: ec.EllipticCurvePrivateKey,
+    *,
+    length: int,
+) -> x509.Certificate:
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    return (
+        _builder(subject, issuer, now)
+        .public_key(key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=length), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, now: dt.datetime) -> x509.CertificateBuilder:

@@ -7,6 +7,7 @@ keys/                signing keys as JWK, mode 0600; jwks.json holds their publi
 components/          the effective component YAML
 configurations/      each sidecar's Configuration
 logs/                one file a process, the one before kept as .1
+identities/          with --mtls: the mesh's certificate authority, and what each sidecar asks it with
 postgres/ scheduler/
 redis/ rabbitmq/ kafka/  whichever the component set names
 run/                 Unix sockets
@@ -68,6 +69,11 @@ class DataDirectory:
     def configurations(self) -> Path:
         """Each sidecar's Configuration, by service."""
         return self.path / "configurations"
+
+    @property
+    def identities(self) -> Path:
+        """Sentry's authority, and the tokens that it takes."""
+        return self.path / "identities"
 
     @property
     def logs(self) -> Path:

@@ -80,6 +80,8 @@ class MeshDescription(BaseModel):
     # The owner of the database, over the Unix socket: "postgresql://gaggle@/gaggle?host=DIRECTORY".
     database_url: str
     component_set: str
+    # Whether sidecars have identities, and access is decided by them.
+    mtls: bool = False
     # What the set has the services told, by environment variable.
     settings: dict[str, str]
     broker: BrokerKind
@@ -91,7 +93,7 @@ class MeshDescription(BaseModel):
     components: Path
     daprd: Path
     # By name: postgres, redis (or epmd and rabbitmq, or kafka),
-    # placement, scheduler, conversation, conversation.daprd, conversation-2, ...
+    # sentry, placement, scheduler, conversation, conversation.daprd, conversation-2, ...
     processes: dict[str, ProcessDescription]
 
     def write(self, data: DataDirectory) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import ssl
 import struct
+from pathlib import Path
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -32,9 +34,9 @@ async def tcp_is_open(port: int) -> bool:
     return await _exchange(port, b"", answers=False) is not None
 
 
-async def rabbitmq_is_ready(port: int) -> bool:
+async def rabbitmq_is_ready(port: int, context: ssl.SSLContext | None) -> bool:
     """Whether RabbitMQ begins a conversation (AMQP 0-9-1, 2.2.4): its listeners open once the rest is there."""
-    answer = await _exchange(port, b"AMQP\x00\x00\x09\x01")
+    answer = await _exchange(port, b"AMQP\x00\x00\x09\x01", context)
     # A method frame on channel 0.
     return answer is not None and answer.startswith(b"\x01\x00\x00")
 
@@ -73,14 +75,19 @@ async def _exchange(
 class GrpcHealth:
     """grpc.health.v1 of one server, asked over one channel."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, authority: Path | None = None) -> None:
+        """`authority` is the file of who signed the server's certificate, if it serves by TLS."""
         # The default back-off (up to two minutes) would leave a restarted service unnoticed.
         options = (
             ("grpc.enable_http_proxy", 0),
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", 500),
         )
-        self._channel = grpc.aio.insecure_channel(f"{LOOPBACK}:{port}", options=options)
+        if authority is None:
+            self._channel = grpc.aio.insecure_channel(f"{LOOPBACK}:{port}", options=options)
+        else:
+            credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+            self._channel = grpc.aio.secure_channel(f"{LOOPBACK}:{port}", credentials, options=options)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
 
     async def is_serving(self) -> bool:

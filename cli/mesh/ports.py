@@ -58,10 +58,16 @@ class Ports:
         return self.base + 611
 
     @property
+    def sentry(self) -> int:
+        """Where sidecars ask for their identities; the next two ports are sentry's health and metrics."""
+        return self.base + 612
+
+    @property
     def infrastructure(self) -> list[int]:
         """Every port of the stores and the control plane."""
         control_plane = [*range(self.placement, self.placement + 4), *range(self.scheduler, self.scheduler + 5)]
-        return [self.broker, *control_plane, self.broker_peer, self.broker_nodes]
+        sentry = range(self.sentry, self.sentry + 3)
+        return [self.broker, *control_plane, self.broker_peer, self.broker_nodes, *sentry]
 
 
 def direct_loopback() -> dict[str, str]:

@@ -5,8 +5,10 @@ so the mesh runs one of its own, on loopback, at a port of its own.
 """
 
 import functools
+import ssl
 
 from cli.binaries.rabbitmq import RabbitMQ
+from cli.mesh.certificates import Certificates, ensure_certificates
 from cli.mesh.data import DataDirectory, write_private
 from cli.mesh.health import rabbitmq_is_ready, tcp_is_open
 from cli.mesh.ports import LOOPBACK, Ports
@@ -26,12 +28,36 @@ def epmd_command(program: RabbitMQ, data: DataDirectory, ports: Ports) -> Comman
     )
 
 
-def rabbitmq_command(program: RabbitMQ, data: DataDirectory, ports: Ports, user: str, password: str) -> Command:
-    """The broker. User and virtual host are made at its first start."""
+def rabbitmq_certificates(data: DataDirectory) -> Certificates:
+    """The authority and the broker's certificate, made when they are first asked for."""
+    data.rabbitmq.mkdir(mode=0o700, exist_ok=True)
+    return ensure_certificates(data.rabbitmq / "tls", "rabbitmq")
+
+
+def rabbitmq_command(
+    program: RabbitMQ, data: DataDirectory, ports: Ports, credentials: tuple[str, str], *, tls: bool
+) -> Command:
+    """The broker, by TLS or without. User (with password) and virtual host are made at its first start."""
     home = data.rabbitmq
     home.mkdir(mode=0o700, exist_ok=True)
-    settings = {
-        "listeners.tcp.1": f"{LOOPBACK}:{ports.broker}",
+    user, password = credentials
+    context = None
+    settings = {f"listeners.{'ssl' if tls else 'tcp'}.1": f"{LOOPBACK}:{ports.broker}"}
+    if tls:
+        certificates = rabbitmq_certificates(data)
+        context = ssl.create_default_context(cafile=str(certificates.authority))
+        settings |= {
+            "listeners.tcp": "none",
+            "ssl_options.cacertfile": str(certificates.authority),
+            "ssl_options.certfile": str(certificates.server),
+            "ssl_options.keyfile": str(certificates.server),
+            "ssl_options.versions.1": "tlsv1.3",
+            "ssl_options.versions.2": "tlsv1.2",
+            # Clients prove themselves by a password.
+            "ssl_options.verify": "verify_none",
+            "ssl_options.fail_if_no_peer_cert": "false",
+        }
+    settings |= {
         "default_user": user,
         "default_pass": password,
         "default_vhost": VIRTUAL_HOST,
@@ -74,7 +100,7 @@ def rabbitmq_command(program: RabbitMQ, data: DataDirectory, ports: Ports, user:
     return Command(
         name="rabbitmq",
         arguments=[str(program.server)],
-        is_ready=functools.partial(rabbitmq_is_ready, ports.broker),
+        is_ready=functools.partial(rabbitmq_is_ready, ports.broker, context),
         log=data.log("rabbitmq"),
         environment=environment,
         directory=home,

@@ -78,9 +78,22 @@ def _is_secret(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(one, str) for one in value.values()))
 
 
-def app_api_token(data: DataDirectory) -> str:
-    """The token by which a service knows its own sidecar (APP_API_TOKEN), drawn once per data directory."""
-    path = data.keys / "app-api-token"
+def api_tokens(data: DataDirectory, service: str, *, both_ways: bool) -> dict[str, str]:
+    """The tokens by which a service and its own sidecars know each other, drawn once and kept; no two services share.
+
+    Args:
+        data: where they are kept.
+        service: the service's name.
+        both_ways: whether the sidecar, too, asks for one. Else whoever is on this machine may use its API.
+    """
+    tokens = {"APP_API_TOKEN": _kept_token(data, f"{service}.app-api-token")}
+    if both_ways:
+        tokens["DAPR_API_TOKEN"] = _kept_token(data, f"{service}.dapr-api-token")
+    return tokens
+
+
+def _kept_token(data: DataDirectory, name: str) -> str:
+    path = data.keys / name
     if not path.exists():
         write_private(path, secrets.token_urlsafe(24))
     return path.read_text().strip()

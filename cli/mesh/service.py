@@ -1,6 +1,7 @@
 """Command line and environment of one service process."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from cli.mesh.data import DataDirectory
 from cli.mesh.health import GrpcHealth
@@ -9,7 +10,9 @@ from cli.mesh.ports import direct_loopback
 from cli.mesh.process import Command
 
 
-def service_environment(replica: Replica, settings: Mapping[str, str], *, suffix: str, token: str) -> dict[str, str]:
+def service_environment(
+    replica: Replica, settings: Mapping[str, str], *, suffix: str, tokens: Mapping[str, str]
+) -> dict[str, str]:
     """What the Dapr CLI sets for an app, and what is Gaggle's own beside it; `settings` go with the component set."""
     return {
         **settings,
@@ -17,7 +20,7 @@ def service_environment(replica: Replica, settings: Mapping[str, str], *, suffix
         "APP_ID": replica.app_id,
         "APP_PORT": str(replica.port),
         "APP_PROTOCOL": replica.app.app_protocol,
-        "APP_API_TOKEN": token,
+        **tokens,
         "DAPR_GRPC_PORT": str(replica.sidecar_grpc_port),
         "DAPR_HTTP_PORT": str(replica.sidecar_http_port),
         "DAPR_METRICS_PORT": str(replica.sidecar_metrics_port),
@@ -33,7 +36,7 @@ def service_environment(replica: Replica, settings: Mapping[str, str], *, suffix
 
 def service_command(data: DataDirectory, replica: Replica, environment: dict[str, str]) -> Command:
     """One service process; it is ready when its grpc.health.v1 says SERVING."""
-    health = GrpcHealth(replica.port)
+    health = service_health(replica)
     return Command(
         name=replica.name,
         arguments=replica.command,
@@ -43,3 +46,9 @@ def service_command(data: DataDirectory, replica: Replica, environment: dict[str
         environment=environment,
         directory=replica.directory,
     )
+
+
+def service_health(replica: Replica) -> GrpcHealth:
+    """The health of a service, asked by TLS where it serves nothing else (`appProtocol: grpcs`)."""
+    authority = replica.app.env.get("GAGGLE_TLS_AUTHORITY_FILE") if replica.app.app_protocol == "grpcs" else None
+    return GrpcHealth(replica.port, Path(authority) if authority else None)

@@ -8,6 +8,7 @@ Which broker a mesh on one machine has to start is not written down again: it is
 made for.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,22 @@ class ComponentSet:
     def secretstore(self) -> str:
         """Name of the secret component."""
         return self.settings.get("GAGGLE_SECRETSTORE", "secretstore")
+
+    @cached_property
+    def secret_names(self) -> dict[str, str]:
+        """Which secret holds a credential, where it is one of several in it.
+
+        Raises:
+            CommandError: GAGGLE_SECRET_NAMES is not a JSON object of strings.
+        """
+        given = self.settings.get("GAGGLE_SECRET_NAMES", "{}")
+        try:
+            names = json.loads(given)
+        except ValueError:
+            names = None
+        if not isinstance(names, dict) or not all(isinstance(one, str) for one in names.values()):
+            raise CommandError(f"{self.folder / SETTINGS}: GAGGLE_SECRET_NAMES is no JSON object of strings: {given}")
+        return names
 
     @cached_property
     def components(self) -> list[dict[str, Any]]:

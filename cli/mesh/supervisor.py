@@ -4,7 +4,7 @@ What waits for what, and nothing else does:
 
     PostgreSQL -> role, database -> migrations --+
     the broker ----------------------------------+--> each sidecar
-    placement, scheduler ------------------------+
+    sentry, if any -> placement, scheduler ------+
     each service starts at once, and is up long before its sidecar asks it for its subscriptions: daprd itself waits
     for the service's port first
 
@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -32,13 +33,14 @@ from cli.mesh.control import ControlServer
 from cli.mesh.dapr import placement_command, scheduler_command, sidecar_command
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.description import MeshDescription, ReplicaDescription, ServiceDescription
+from cli.mesh.identities import make_identities
 from cli.mesh.keys import ensure_keys
 from cli.mesh.memory import memory_by_process
 from cli.mesh.plan import Plan, Replica
 from cli.mesh.ports import LOOPBACK
 from cli.mesh.postgres import create_role_and_database, database_url, postgres_command
 from cli.mesh.process import Process, State
-from cli.mesh.secrets import app_api_token, read_secrets, write_secrets
+from cli.mesh.secrets import api_tokens, read_secrets, write_secrets
 from cli.mesh.service import service_command, service_environment
 from cli.mesh.sets import ComponentSet
 
@@ -58,6 +60,7 @@ class Supervisor:
         data: where its data lies; created, and locked by the caller.
         suffix: the app-id suffix.
         binaries: Dapr's programs.
+        sentry: the program that gives sidecars identities; None for a mesh without them.
         keys_for: names of all services that shall have a signing key, the plan's or more.
         tell: takes a sentence for the person at the terminal.
     """
@@ -70,6 +73,7 @@ class Supervisor:
         *,
         suffix: str,
         binaries: DaprBinaries,
+        sentry: Path | None,
         keys_for: Iterable[str],
         tell: Tell,
     ) -> None:
@@ -83,20 +87,32 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._restarting = asyncio.Lock()
         keys = ensure_keys(data, keys_for)
-        self._broker = broker(components, data, plan.ports, read_secrets(data))
-        write_secrets(data, database=database_url(data), broker=self._broker.secrets, keys=keys)
-        token = app_api_token(data)
+        known = read_secrets(data)
+        self._broker = broker(components, data, plan.ports, known, tls=sentry is not None)
+        secrets = write_secrets(data, database=database_url(data), broker=self._broker.secrets, keys=keys)
+        app_ids = [replica.app_id for replica in plan.replicas]
+        self._identities = make_identities(sentry, data, plan.ports, app_ids) if sentry else None
+        self._sentry = [self._process(self._identities.sentry_command(data))] if self._identities else []
         self._postgres = self._process(postgres_command(data))
         self._brokers = [self._process(command) for command in self._broker.commands]
-        self._placement = self._process(placement_command(binaries, data, plan.ports))
-        self._scheduler = self._process(scheduler_command(binaries, data, plan.ports))
+        self._placement = self._process(placement_command(binaries, data, plan.ports, self._identities))
+        self._scheduler = self._process(scheduler_command(binaries, data, plan.ports, self._identities))
         self._services: dict[str, Process] = {}
         self._sidecars: dict[str, Process] = {}
         for replica in plan.replicas:
-            environment = service_environment(replica, components.settings, suffix=suffix, token=token)
+            tokens = api_tokens(data, replica.service, both_ways=self._identities is not None)
+            environment = service_environment(replica, components.settings, suffix=suffix, tokens=tokens)
             self._services[replica.name] = self._process(service_command(data, replica, environment))
-            configuration = write_configuration(components, data, replica.service, keys)
-            sidecar = sidecar_command(binaries, data, replica, plan.ports, configuration, token)
+            configuration = write_configuration(
+                components,
+                data,
+                replica.service,
+                suffix=suffix,
+                closed=self._identities is not None,
+                secrets=secrets,
+                environment={**os.environ, **environment},
+            )
+            sidecar = sidecar_command(binaries, data, replica, plan.ports, configuration, tokens, self._identities)
             self._sidecars[replica.name] = self._process(sidecar)
         self._control = ControlServer(data.control_socket, self._answer)
 
@@ -157,6 +173,7 @@ class Supervisor:
         addresses = {
             "postgres": database_url(self._data),
             **{process.name: self._broker.address for process in self._brokers},
+            "sentry": f"{LOOPBACK}:{self._plan.ports.sentry}",
             "placement": f"{LOOPBACK}:{self._plan.ports.placement}",
             "scheduler": f"{LOOPBACK}:{self._plan.ports.scheduler}",
         }
@@ -181,7 +198,7 @@ class Supervisor:
 
     @property
     def _infrastructure(self) -> list[Process]:
-        return [self._postgres, *self._brokers, self._placement, self._scheduler]
+        return [self._postgres, *self._brokers, *self._sentry, self._placement, self._scheduler]
 
     @property
     def _processes(self) -> list[Process]:
@@ -194,7 +211,7 @@ class Supervisor:
                 foundation = [
                     group.create_task(self._start_database()),
                     group.create_task(self._start_broker()),
-                    *(group.create_task(self._bring_up(one)) for one in (self._placement, self._scheduler)),
+                    group.create_task(self._start_control_plane()),
                 ]
                 for replica in self._plan.replicas:
                     group.create_task(self._start_pair(replica, foundation))
@@ -209,6 +226,11 @@ class Supervisor:
     async def _start_broker(self) -> None:
         for process in self._brokers:
             await self._bring_up(process)
+
+    async def _start_control_plane(self) -> None:
+        for process in self._sentry:
+            await self._bring_up(process)
+        await asyncio.gather(*(self._bring_up(one) for one in (self._placement, self._scheduler)))
 
     async def _migrate(self) -> None:
         """In a process of its own, which alone loads a PostgreSQL driver."""
@@ -254,6 +276,7 @@ class Supervisor:
             self._services.values(),
             self._sidecars.values(),
             [self._placement, self._scheduler],
+            self._sentry,
             *([process] for process in reversed(self._brokers)),
         ):
             await asyncio.gather(*(process.stop() for process in layer))
@@ -340,6 +363,7 @@ class Supervisor:
             services=services,
             database_url=database_url(self._data),
             component_set=self._components.name,
+            mtls=self._identities is not None,
             settings=self._components.settings,
             broker=self._broker.kind,
             broker_address=self._broker.address,

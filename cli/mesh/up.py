@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from cli.binaries.dapr import DaprBinaries, dapr_binaries
+from cli.binaries.dapr import DaprBinaries, dapr_binaries, sentry_binary
 from cli.errors import CommandError, NotRunning, Refused
 from cli.mesh.broker import ensure_installed
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
@@ -38,6 +38,7 @@ class UpRequest:
     data: DataDirectory
     run_file: Path = PROJECT_ROOT / "dapr.yaml"
     components: str | None = None
+    mtls: bool = False
     port_base: int | None = None
     only: Sequence[str] = ()
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -48,6 +49,8 @@ class UpRequest:
         arguments = ["up", "--data", str(self.data.path), "--file", str(self.run_file)]
         if self.components is not None:
             arguments += ["--components", self.components]
+        if self.mtls:
+            arguments.append("--mtls")
         if self.port_base is not None:
             arguments += ["--port-base", str(self.port_base)]
         for name in self.only:
@@ -77,6 +80,7 @@ def run_mesh(request: UpRequest, console: Console) -> None:
     suffix = data.suffix()
     progress = build_progress(console)
     binaries = dapr_binaries(progress)
+    sentry = sentry_binary(binaries, progress) if request.mtls else None
     ensure_installed(components, progress)
     data.create()
     with hold_mesh_locks(data, suffix):
@@ -92,7 +96,7 @@ def run_mesh(request: UpRequest, console: Console) -> None:
             )
         data.keep_suffix(suffix)
         keys_for = [app.service for app in run_file.apps]
-        asyncio.run(_supervise(request, plan, components, suffix, binaries, keys_for, console))
+        asyncio.run(_supervise(request, plan, components, suffix, (binaries, sentry), keys_for, console))
 
 
 async def _supervise(
@@ -100,15 +104,16 @@ async def _supervise(
     plan: Plan,
     components: ComponentSet,
     suffix: str,
-    binaries: DaprBinaries,
+    programs: tuple[DaprBinaries, Path | None],
     keys_for: list[str],
     console: Console,
 ) -> None:
     def tell(text: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
 
+    binaries, sentry = programs
     supervisor = Supervisor(
-        plan, components, request.data, suffix=suffix, binaries=binaries, keys_for=keys_for, tell=tell
+        plan, components, request.data, suffix=suffix, binaries=binaries, sentry=sentry, keys_for=keys_for, tell=tell
     )
 
     def on_ready(seconds: float) -> None:
@@ -133,7 +138,9 @@ def start_detached(request: UpRequest, console: Console) -> MeshDescription:
     # Here, so that the terminal shows a build's progress; and what can be refused is refused before anything is made.
     progress = build_progress(console)
     components = ComponentSet.load(request.load().components)
-    dapr_binaries(progress)
+    binaries = dapr_binaries(progress)
+    if request.mtls:
+        sentry_binary(binaries, progress)
     ensure_installed(components, progress)
     data.suffix()
     data.create()

@@ -79,6 +79,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
             upkeep.refresh_hourly_counts,
         ],
         drain=[tail.close],
+        keeps_state=False,
     )
 
 

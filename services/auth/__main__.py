@@ -18,10 +18,10 @@ def build(runtime: Runtime, settings: AuthSettings) -> Wiring:
     )
     exposed = Exposed(auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer, AUTH_ACCESS)
     if not settings.better_auth:
-        return Wiring(servicers=[exposed])
+        return Wiring(servicers=[exposed], keeps_state=False, has_events=False)
     better_auth = bridge(settings)
     runtime.verifier.sessions = better_auth.session
-    return Wiring(servicers=[exposed], stop=[better_auth.close])
+    return Wiring(servicers=[exposed], stop=[better_auth.close], keeps_state=False, has_events=False)
 
 
 def bridge(settings: AuthSettings) -> BetterAuth:

@@ -28,6 +28,7 @@ def build(runtime: Runtime, settings: RecurrenceSettings) -> Wiring:
         servicers=[Exposed(service, RecurrenceServicer(), RECURRENCE_ACCESS)],
         subscriptions=[Subscription(topics.TASK_EVENTS, continuation.take, dead_letter_topic=dead)],
         background=[lambda: continuation.sweep_forever(settings.sweep_seconds)],
+        keeps_state=False,
     )
 
 

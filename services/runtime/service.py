@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from services.runtime.access import CALLBACK, CALLBACK_AT_START, PUBLIC, Access
 from services.runtime.callbacks import BindingHandler, Callbacks, Subscription
 from services.runtime.dapr import appcallback_pb2
-from services.runtime.errors import GaggleError
+from services.runtime.errors import GaggleError, UnavailableError
 from services.runtime.identity import ServiceTokens, TokenSigner, Verifier, jwks_url
 from services.runtime.jobs import JobHandler
 from services.runtime.outbox import CleanUpFunction, Outbox
@@ -103,6 +104,12 @@ class Wiring:
     clean_ups: Mapping[str, CleanUpFunction] = field(default_factory=dict)
     """Work that commits leave in the outbox, by kind."""
 
+    keeps_state: bool = True
+    """Whether it needs the state component; one that does not had better not reach it."""
+
+    has_events: bool = True
+    """Whether it needs the pub/sub component."""
+
 
 class Runtime:
     """What a service builds on. Nothing here has talked to the sidecar when `build` is called."""
@@ -148,9 +155,14 @@ class Runtime:
         return self._tokens
 
     async def secret(self, name: str) -> str:
-        """Read a secret of one value. Raises UnavailableError."""
-        values = await self.sidecar.secret(self.settings.secretstore, name)
-        return values.get(name) or next(iter(values.values()), "")
+        """Read a secret of one value, or one value of the secret that `secret_names` says. Raises UnavailableError."""
+        holder = self.settings.secret_names.get(name, name)
+        values = await self.sidecar.secret(self.settings.secretstore, holder)
+        if holder == name:
+            return values.get(name) or next(iter(values.values()), "")
+        if name not in values:
+            raise UnavailableError(f"secret {holder!r} of {self.settings.secretstore}, which has no {name},")
+        return values[name]
 
     async def load_keys(self) -> None:
         """Read this service's own signing key."""
@@ -209,10 +221,7 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
     )
     server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
     address = f"{settings.host}:{settings.port}"
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}") from error
+    _listen(server, address, settings)
     if settings.metrics_port:
         try:
             runtime.metrics.serve(settings.host, settings.metrics_port)
@@ -264,26 +273,44 @@ async def _each(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         await step()
 
 
+def _listen(server: grpc.aio.Server, address: str, settings: ServiceSettings) -> None:
+    try:
+        if settings.tls_certificate_file:
+            pair = Path(settings.tls_key_file).read_bytes(), Path(settings.tls_certificate_file).read_bytes()
+            server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        else:
+            server.add_insecure_port(address)
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}") from error
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}") from error
+
+
 async def _start(runtime: Runtime, wiring: Wiring) -> None:
     try:
         metadata = await runtime.sidecar.wait_until_ready(_SIDECAR_SECONDS)
-        check_components(metadata, runtime.settings)
+        check_components(metadata, runtime.settings, wiring)
         await runtime.load_keys()
         await _each(wiring.start)
     except GaggleError as error:
         raise StartError(error.message) from error
 
 
-def check_components(metadata: Any, settings: ServiceSettings) -> None:
+def check_components(metadata: Any, settings: ServiceSettings, wiring: Wiring) -> None:
     """Refuse a sidecar that lacks a component, or whose store cannot roll back. Raises StartError.
 
     state.redis runs transactions by MULTI and keeps the half of one whose other half lost a race, whatever it says
     of itself in its capabilities.
     """
     components = {one.name: one for one in metadata.registered_components}
-    for name in (settings.statestore, settings.pubsub, settings.secretstore):
+    needed = [settings.secretstore]
+    needed += [settings.statestore] if wiring.keeps_state else []
+    needed += [settings.pubsub] if wiring.has_events else []
+    for name in needed:
         if name not in components:
             raise StartError(f"the sidecar has no component {name!r}; check its scopes and resources path")
+    if not wiring.keeps_state:
+        return
     store = components[settings.statestore]
     if store.type.startswith("state.redis") or "TRANSACTIONAL" not in store.capabilities:
         raise StartError(

@@ -4,7 +4,9 @@ One frozen class a service. Variables are prefixed GAGGLE_; those that Dapr's ow
 (APP_ID, APP_PORT, DAPR_GRPC_PORT, ...) are taken under Dapr's names.
 """
 
-from pydantic import AliasChoices, Field, SecretStr
+from typing import Self
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -68,6 +70,15 @@ class ServiceSettings(BaseSettings):
     secretstore: str = "secretstore"
     """The secret component."""
 
+    secret_names: dict[str, str] = {}
+    """Which secret of the store holds a credential, where that is one of several in it: a JSON object."""
+
+    tls_certificate_file: str = ""
+    """The certificate of the gRPC port in PEM, with those between it and its authority; empty: no TLS."""
+
+    tls_key_file: str = ""
+    """Its private key."""
+
     max_concurrent_calls: int = Field(default=1000, ge=1)
     """Unary calls at once; more are refused with RESOURCE_EXHAUSTED."""
 
@@ -97,6 +108,12 @@ class ServiceSettings(BaseSettings):
 
     better_auth_cookie: str = "better-auth.session_token"
     """The cookie in which they may come, with or without `__Secure-` before it."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if bool(self.tls_certificate_file) != bool(self.tls_key_file):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        return self
 
     def sibling(self, service: str) -> str:
         """Give the app id of another service of this mesh."""

@@ -67,7 +67,7 @@ def readmodel(mesh: Mesh) -> Database:
 
 async def _publish_raw(mesh: Mesh, topic: str, data: bytes, **metadata: str) -> None:
     """Publish as any application does that has a sidecar."""
-    async with mesh.sidecar("conversation") as channel:
+    async with mesh.sidecar("agent") as channel:
         stub: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
         await stub.PublishEvent(
             pubsub_pb2.PublishEventRequest(
@@ -299,7 +299,7 @@ async def test_deleted_conversations_are_not_found(mesh: Mesh, audit: Any, conve
 async def test_what_is_no_event_at_all_is_kept(mesh: Mesh, audit: Any, user: str) -> None:
     """A broker message that is not even a CloudEvent becomes a dead letter, byte for byte."""
     garbage = f"{user} ".encode() + b"\x00\xff{"
-    async with mesh.sidecar("conversation") as channel:
+    async with mesh.sidecar("agent") as channel:
         sidecar: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
         await sidecar.PublishEvent(
             pubsub_pb2.PublishEventRequest(

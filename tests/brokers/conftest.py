@@ -10,7 +10,7 @@ import yaml
 
 from cli.mesh.data import PROJECT_ROOT
 from services.runtime.dapr import dapr_pb2_grpc, pubsub_pb2
-from tests.brokers.probe import deliveries
+from tests.brokers.probe import TOPIC, deliveries
 from tests.mesh_fixture import Mesh, start_mesh
 
 ALL_SETS = ("local", "rabbitmq", "kafka", "kafka-cloud", "todo")
@@ -55,13 +55,16 @@ async def publish(channel: Any, pubsub: str, topic: str, data: bytes, *, key: st
 
 
 def with_probe(source: Path, target: Path) -> Path:
-    """Copy a component set, with the probe in every scope: nothing else differs from what is committed."""
+    """Copy a component set, with the probe in every scope; audit's sidecar, too, may publish its topic."""
     target.mkdir(parents=True)
     for file in source.iterdir():
         if file.suffix != ".yaml" or file.name == "config.yaml":
             (target / file.name).write_bytes(file.read_bytes())
             continue
         document = yaml.safe_load(file.read_text())
+        for item in document["spec"].get("metadata") or []:
+            if item["name"] == "publishingScopes":
+                item["value"] = item["value"].replace("audit=", f"audit={TOPIC},")
         (target / file.name).write_text(yaml.safe_dump(document | {"scopes": [*document["scopes"], "probe"]}))
     return target
 

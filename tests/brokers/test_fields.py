@@ -21,7 +21,13 @@ _SETS = PROJECT_ROOT / "dapr-components"
 # Registered under a name that is not its metadata.yaml's.
 _ALIASES = {"bindings.postgresql": "bindings.postgres"}
 # Read by daprd itself, for every component of the kind.
-_RUNTIME_FIELDS = {"pubsub": {"consumerID"}, "bindings": {"direction"}, "state": set(), "secretstores": set()}
+_SCOPES = {"publishingScopes", "subscriptionScopes", "protectedTopics"}
+_RUNTIME_FIELDS = {
+    "pubsub": {"consumerID"} | _SCOPES,
+    "bindings": {"direction"},
+    "state": set(),
+    "secretstores": set(),
+}
 # In metadata.yaml, and yet without effect.
 _WITHOUT_EFFECT = {("pubsub.rabbitmq", "concurrency"): "pubsub/concurrency.go reads concurrencyMode in its place"}
 _WORDS: dict[str, Any] = {
@@ -154,9 +160,9 @@ def test_defaults_that_lose_events_are_overruled(name: str) -> None:
 
 
 NAMES = {
-    "rabbitmq": ["pubsub-goose", "secretstore", "statestore-goose"],
-    "kafka": ["kafka-pubsub", "kubernetes-secrets", "statestore"],
-    "kafka-cloud": ["kafka-pubsub", "kubernetes-secrets", "postgres-statestore"],
+    "rabbitmq": ["pubsub-goose", "reminder-sweep", "secretstore", "statestore-goose"],
+    "kafka": ["kafka-pubsub", "kubernetes-secrets", "reminder-sweep", "statestore"],
+    "kafka-cloud": ["kafka-pubsub", "kubernetes-secrets", "postgres-statestore", "reminder-sweep"],
     "todo": ["pubsub-kafka-todo", "secretstore-kubernetes-todo", "state-postgresql-todo", "timer-todo-reminders"],
 }
 

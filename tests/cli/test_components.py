@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cli.errors import CommandError
-from cli.mesh.components import effective_component, effective_configuration, write_components
+from cli.mesh.components import effective_component, write_components
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.runfile import RunFile
 from cli.mesh.sets import ComponentSet
@@ -63,24 +63,6 @@ def test_nothing_else_is_changed() -> None:
     for path in _COMPONENTS:
         if path.stem != "secretstore":
             assert effective_component(_load(path), Path("/elsewhere"), "") == _load(path)
-
-
-@pytest.mark.parametrize(
-    ("service", "denied"),
-    [
-        ("conversation", ["issuer-key", "service-key-audit", "service-key-auth"]),
-        ("auth", ["service-key-audit", "service-key-conversation"]),
-    ],
-)
-def test_a_service_cannot_read_the_private_keys_of_others(service: str, denied: list[str]) -> None:
-    """A service that is taken over can sign as itself, not as another one nor as the issuer."""
-    keys = ["issuer", "audit", "auth", "conversation"]
-
-    configuration = effective_configuration(_load(_LOCAL / "config.yaml"), service, keys, "secretstore")
-
-    (scope,) = configuration["spec"]["secrets"]["scopes"]
-    assert scope == {"storeName": "secretstore", "defaultAccess": "allow", "deniedSecrets": denied}
-    assert configuration["spec"]["tracing"] == _load(_LOCAL / "config.yaml")["spec"]["tracing"]
 
 
 @pytest.mark.parametrize(

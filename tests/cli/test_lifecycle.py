@@ -40,7 +40,7 @@ async def test_data_survives_down_and_up(tmp_path: Path) -> None:
     """What was acknowledged before `gaggle down` is there after `gaggle up`, under the same app ids."""
     key, value = f"key-{uuid.uuid4().hex}", "kept"
     mesh = start_mesh(tmp_path / "data", run_file=MINI_MESH)
-    app_id = mesh.service("auth").app_id
+    app_id = mesh.service("task").app_id
     async with httpx.AsyncClient() as client:
         saved = await client.post(_state(mesh), json=[{"key": key, "value": value}])
         assert saved.status_code == 204, saved.text
@@ -49,7 +49,7 @@ async def test_data_survives_down_and_up(tmp_path: Path) -> None:
 
     mesh = start_mesh(tmp_path / "data", run_file=MINI_MESH)
     try:
-        assert mesh.service("auth").app_id == app_id
+        assert mesh.service("task").app_id == app_id
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{_state(mesh)}/{key}")).json() == value
     finally:
@@ -98,4 +98,4 @@ def test_reset_asks_and_spares_what_is_not_its_own(tmp_path: Path) -> None:
 
 
 def _state(mesh: Mesh) -> str:
-    return f"http://{mesh.service('auth').sidecar_http}/v1.0/state/statestore"
+    return f"http://{mesh.service('task').sidecar_http}/v1.0/state/statestore"

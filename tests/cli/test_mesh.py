@@ -23,7 +23,7 @@ _BACK_SECONDS = 10.0
 @pytest.fixture(scope="module")
 def mini(private_mesh: Callable[..., Mesh]) -> Mesh:
     """A mesh of one service in two replicas."""
-    return private_mesh(run_file=MINI_MESH, replicas={"auth": 2})
+    return private_mesh(run_file=MINI_MESH, replicas={"task": 2})
 
 
 async def _health(channel: grpc.aio.Channel, app_id: str | None = None) -> int:
@@ -37,12 +37,12 @@ async def _health(channel: grpc.aio.Channel, app_id: str | None = None) -> int:
 
 async def test_every_service_is_reached_by_its_port_and_through_any_sidecar(mini: Mesh) -> None:
     """A client needs nothing but an address, and for a sidecar the app id."""
-    app_id = mini.service("auth").app_id
-    assert app_id.startswith("auth-t")
+    app_id = mini.service("task").app_id
+    assert app_id.startswith("task-t")
 
     for replica in range(2):
-        assert await _health(mini.channel("auth", replica)) == health_pb2.HealthCheckResponse.SERVING
-        assert await _health(mini.sidecar("auth", replica), app_id) == health_pb2.HealthCheckResponse.SERVING
+        assert await _health(mini.channel("task", replica)) == health_pb2.HealthCheckResponse.SERVING
+        assert await _health(mini.sidecar("task", replica), app_id) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_status_tells_all_of_it_and_pipes(mini: Mesh) -> None:
@@ -52,14 +52,14 @@ def test_status_tells_all_of_it_and_pipes(mini: Mesh) -> None:
     assert result.returncode == 0, result.stderr
     status = json.loads(result.stdout)
     assert status["state"] == "ready"
-    assert [row["name"] for row in status["services"]] == ["auth", "auth-2"]
+    assert [row["name"] for row in status["services"]] == ["task", "task-2"]
     assert [row["name"] for row in status["infrastructure"]] == ["postgres", "redis", "placement", "scheduler"]
     for row in status["services"]:
         assert row["state"] == row["sidecar_state"] == "ready"
         assert psutil.pid_exists(row["pid"])
         assert 0 < row["memory_bytes"] + row["sidecar_memory_bytes"] < 200_000_000
     table = gaggle("status", data=mini.data.path).stdout
-    assert mini.service("auth").address.rpartition(":")[2] in table
+    assert mini.service("task").address.rpartition(":")[2] in table
 
 
 def test_only_loopback_is_listened_on(mini: Mesh) -> None:
@@ -80,7 +80,7 @@ def test_only_loopback_is_listened_on(mini: Mesh) -> None:
 
 def test_the_log_of_every_process_is_at_hand(mini: Mesh) -> None:
     """`gaggle logs` prints a sidecar's log, and names the logs there are when it is asked for another one."""
-    assert '"msg":' in gaggle("logs", "auth", "--sidecar", "-n", "5", data=mini.data.path).stdout
+    assert '"msg":' in gaggle("logs", "task", "--sidecar", "-n", "5", data=mini.data.path).stdout
     missing = gaggle("logs", "nobody", data=mini.data.path)
     assert missing.returncode == 1
     assert "postgres" in missing.stderr
@@ -89,15 +89,15 @@ def test_the_log_of_every_process_is_at_hand(mini: Mesh) -> None:
 async def test_the_sidecar_withholds_other_services_keys(mini: Mesh) -> None:
     """A service reads the secrets that are for it, and no other service's private key."""
     async with httpx.AsyncClient(
-        base_url=f"http://{mini.service('auth').sidecar_http}/v1.0/secrets/secretstore"
+        base_url=f"http://{mini.service('task').sidecar_http}/v1.0/secrets/secretstore"
     ) as client:
         assert "keys" in (await client.get("/token-jwks")).json()["token-jwks"]
-        assert (await client.get("/service-key-auth")).status_code == 200
+        assert (await client.get("/service-key-task")).status_code == 200
         assert (await client.get("/service-key-conversation")).status_code == 403
         assert "service-key-conversation" not in (await client.get("/bulk")).json()
 
 
-@pytest.mark.parametrize("name", ["auth", "auth-2.daprd", "redis", "postgres"])
+@pytest.mark.parametrize("name", ["task", "task-2.daprd", "redis", "postgres"])
 async def test_a_killed_process_is_back_within_ten_seconds(mini: Mesh, name: str) -> None:
     """`kill -9` of any process costs seconds, and the mesh's log says that it happened."""
     await mini.killed(name, within=_BACK_SECONDS)
@@ -113,20 +113,20 @@ async def test_restart_replaces_every_replica_and_returns_when_they_are_ready(mi
     """`gaggle restart SERVICE` leaves new processes that serve, and the stores untouched."""
     before = mini.states()
 
-    assert await mini.restart("auth") == ["auth", "auth-2"]
+    assert await mini.restart("task") == ["task", "task-2"]
 
     after = mini.states()
     assert {state for _, state in after.values()} == {"ready"}
     replaced = {name for name, (pid, _) in after.items() if pid != before[name][0]}
-    assert replaced == {"auth", "auth.daprd", "auth-2", "auth-2.daprd"}
+    assert replaced == {"task", "task.daprd", "task-2", "task-2.daprd"}
 
 
 def test_restarting_what_is_not_there_names_what_is(mini: Mesh) -> None:
     """A typing error in a service's name is answered with the names."""
-    result = gaggle("restart", "atuh", data=mini.data.path)
+    result = gaggle("restart", "taks", data=mini.data.path)
 
     assert result.returncode == 1
-    assert "auth-2.daprd" in result.stderr
+    assert "task-2.daprd" in result.stderr
 
 
 def test_a_second_mesh_on_the_data_or_the_suffix_is_refused(mini: Mesh, tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def test_the_committed_mesh_has_distinct_ports_from_50101() -> None:
 
 def test_replicas_share_an_app_id_and_no_port() -> None:
     """Pairs of service and sidecar compete for events under one app id, each on ports of its own."""
-    plan = make_plan(RunFile.load(_MINI), suffix="-t1", port_base=20_000, replicas={"auth": 3})
+    plan = make_plan(RunFile.load(_MINI), suffix="-t1", port_base=20_000, replicas={"task": 3})
 
-    assert [replica.name for replica in plan.replicas] == ["auth", "auth-2", "auth-3"]
-    assert {replica.app_id for replica in plan.replicas} == {"auth-t1"}
+    assert [replica.name for replica in plan.replicas] == ["task", "task-2", "task-3"]
+    assert {replica.app_id for replica in plan.replicas} == {"task-t1"}
     ports = [port for replica in plan.replicas for port in replica.ports]
     assert len(set(ports)) == len(ports)
     assert min(ports) == 20_000
@@ -56,15 +56,15 @@ def test_a_service_without_code_is_left_out() -> None:
     """dapr.yaml may name what is still to be written."""
     run_file = RunFile.load(_MINI)
 
-    assert [app.service for app in run_file.apps] == ["auth", "conversation"]
-    assert make_plan(run_file).services == ["auth"]
+    assert [app.service for app in run_file.apps] == ["task", "conversation"]
+    assert make_plan(run_file).services == ["task"]
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         pytest.param({"only": ["nobody"]}, "no service 'nobody'", id="unknown service"),
-        pytest.param({"replicas": {"auth": 6}}, "1 to 5 replicas", id="too many replicas"),
+        pytest.param({"replicas": {"task": 6}}, "1 to 5 replicas", id="too many replicas"),
         pytest.param({"port_base": 80}, "--port-base", id="privileged port"),
     ],
 )

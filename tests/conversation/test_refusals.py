@@ -230,7 +230,8 @@ def _callbacks() -> dict[str, tuple[str, str, Any]]:
     [
         "straight",
         # daprd 1.18 takes dapr-app-id off a call that it proxies to its own app and adds the app token, so that such a
-        # call looks like a delivery. Whoever reaches that sidecar can publish and schedule in its name anyway.
+        # call looks like a delivery. Whoever reaches that sidecar can publish and schedule in its name anyway. A mesh
+        # with identities refuses it by its policy: tests/secure/test_mtls.py.
         pytest.param("own-sidecar", marks=pytest.mark.xfail(reason="looks like a delivery", strict=True)),
         "another-sidecar",
     ],

@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from gaggle.notification.v1 import notification_service_pb2 as api
 from gaggle.notification.v1 import notification_service_pb2_grpc
+from services.runtime import topics
 from services.runtime.dapr import dapr_pb2_grpc, pubsub_pb2
 from services.runtime.identity import TokenSigner
 from tests.conditions import eventually
@@ -91,8 +92,8 @@ class Notified:
         return found
 
     async def publish(self, topic: str, body: dict[str, Any]) -> None:
-        """Publish an event by the service's sidecar."""
-        async with self.mesh.sidecar("notification") as channel:
+        """Publish an event as who may: users are erased by the conversation service, the rest may come by audit's."""
+        async with self.mesh.sidecar("conversation" if topic == topics.USER_ERASED else "audit") as channel:
             stub: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
             await stub.PublishEvent(
                 pubsub_pb2.PublishEventRequest(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from services.runtime.dapr import metadata_pb2
-from services.runtime.service import StartError, check_components
+from services.runtime.service import StartError, Wiring, check_components
 from services.runtime.settings import ServiceSettings
 
 _ENVIRONMENT = {"APP_ID": "auth", "APP_PORT": "0", "DAPR_GRPC_PORT": "1", "APP_API_TOKEN": "secret-token"}
@@ -31,7 +31,7 @@ def _metadata(*components: tuple[str, str, list[str]]) -> metadata_pb2.GetMetada
 
 def test_good_components() -> None:
     """A sidecar with all components, and a store that rolls back, is taken."""
-    check_components(_metadata(_POSTGRES, *_OTHERS), _SETTINGS)
+    check_components(_metadata(_POSTGRES, *_OTHERS), _SETTINGS, Wiring(servicers=[]))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_good_components() -> None:
 def test_refused_components(components: list[tuple[str, str, list[str]]], words: list[str]) -> None:
     """A component that is missing or can't do what is needed is named, in one line."""
     with pytest.raises(StartError) as caught:
-        check_components(_metadata(*components), _SETTINGS)
+        check_components(_metadata(*components), _SETTINGS, Wiring(servicers=[]))
     text = str(caught.value)
     assert "\n" not in text
     assert all(word in text for word in words)
@@ -115,3 +115,27 @@ def test_a_taken_port(setting: str) -> None:
         assert len(told) == 1
         assert str(port) in told[0]
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "names"),
+    [
+        pytest.param({"GAGGLE_TLS_CERTIFICATE_FILE": "/c.pem"}, 2, "tls_key_file", id="no key"),
+        pytest.param(
+            {"GAGGLE_TLS_CERTIFICATE_FILE": "/c.pem", "GAGGLE_TLS_KEY_FILE": "/none.pem"}, 1, "/none.pem", id="no file"
+        ),
+    ],
+)
+def test_half_a_certificate(changes: dict[str, str], code: int, names: str) -> None:
+    """A certificate without its key, or a file that is not there, ends the process with one line that names it."""
+    ended = _run({**_ENVIRONMENT, **changes})
+    assert ended.returncode == code, ended.stderr
+    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("gaggle auth: ")]
+    assert names in told
+
+
+def test_a_service_without_state_needs_no_store() -> None:
+    """A service that keeps no state and has no events starts without those components, which are not for it."""
+    check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], keeps_state=False, has_events=False))
+    with pytest.raises(StartError, match="statestore"):
+        check_components(_metadata(_OTHERS[1]), _SETTINGS, Wiring(servicers=[], has_events=False))

@@ -18,6 +18,8 @@ def with_store(kind: str, folder: Path) -> Path:
         "sqlite": [
             {"name": "connectionString", "value": str(folder / "{appID}.db")},
             {"name": "busyTimeout", "value": "5s"},
+            # Workflows keep their histories here.
+            {"name": "actorStateStore", "value": "true"},
         ],
         "redis": [{"name": field, "secretKeyRef": {"name": secret, "key": secret}} for field, secret in _REDIS],
     }

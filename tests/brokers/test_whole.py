@@ -1,0 +1,107 @@
+"""All services on every set, as `gaggle up --components SET` starts them; where the broker can, by TLS throughout."""
+
+import contextlib
+import json
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import aio_pika
+import psycopg
+import pytest
+
+from cli.mesh.data import PROJECT_ROOT
+from cli.mesh.runfile import RunFile
+from gaggle.recipe.v1 import execution_pb2
+from tests.conditions import eventually
+from tests.conversation.talking import Talker
+from tests.mesh_fixture import Mesh, start_mesh
+from tests.notification.notifying import Notified
+from tests.recipe.running import Cook
+from tests.recurrence.series import begin, done
+from tests.reminder.reminding import Reminding, ahead
+from tests.task.tasking import Tasker
+
+pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(300)]
+
+SERVICES = [app.service for app in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps]
+# `local` is what all other tests run on, plain; and with identities, those of tests/secure.
+SETS = {"rabbitmq": True, "kafka": False, "kafka-cloud": False, "todo": True}
+"""Set -> whether with identities (`--mtls`)."""
+
+_WITHIN = 90.0
+
+
+@pytest.fixture(scope="module", params=SETS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """The mesh of a set."""
+    mesh = start_mesh(tmp_path_factory.mktemp(request.param), components=request.param, mtls=SETS[request.param])
+    yield mesh
+    mesh.stop()
+
+
+async def test_all_services_work_together(whole: Mesh, user: str) -> None:
+    """A reminder comes due, a series goes on, a recipe is run, a text is found and a user is erased, on this set."""
+    assert {name: state for name, (_, state) in whole.states().items() if state != "ready"} == {}
+    assert set(whole.description.services) == set(SERVICES)
+    async with contextlib.AsyncExitStack() as stack:
+        to = {name: await stack.enter_async_context(whole.channel(name)) for name in SERVICES}
+        metadata = whole.metadata(user)
+        await Reminding(whole, to["reminder"], to["task"], user).task(ahead(5), 3, title="Take the cake out")
+        tasker = Tasker(to["task"], metadata)
+        first = await begin(tasker, "FREQ=DAILY", "2031-01-31T09:00+01:00")
+        assert (await done(tasker, first.id)).series.occurrence == 2
+        cook = Cook(to["recipe"], metadata)
+        execution = await cook.ended(await cook.start("title: T\ndescription: D\nprompt: say marvellous\n"))
+        assert execution.status == execution_pb2.EXECUTION_STATUS_COMPLETED, execution
+        talker, notified = Talker(to["conversation"], metadata), Notified(whole, to["notification"], user)
+
+        async def found() -> bool:
+            return bool((await talker("SearchMessages", query="marvellous")).hits)
+
+        await eventually(found, within=_WITHIN, what="the answer in the search")
+
+        async def told() -> bool:
+            titles = {one.title for one in await notified.all()}
+            return "Take the cake out" in titles and len(titles) > 1
+
+        await eventually(told, within=_WITHIN, what="the reminder and the recipe in the inbox")
+        await talker("EraseUser")
+
+        async def reported() -> bool:
+            receipts = {one.service for one in (await talker("GetErasure")).receipts}
+            return set(SERVICES) - {"auth", "recurrence"} <= receipts
+
+        await eventually(reported, within=_WITHIN, what="receipts of all services")
+
+
+async def test_the_sweep_of_reminders_is_set_going(whole: Mesh) -> None:
+    """The cron binding of the set, by whatever name, reaches the reminder service."""
+    name = whole.description.settings.get("GAGGLE_SWEEP_BINDING", "reminder-sweep")
+    assert (whole.description.components / f"{name}.yaml").exists()
+
+    async def ticked() -> bool:
+        return b"AppCallback/OnBindingEvent" in whole.data.log("reminder").read_bytes()
+
+    await eventually(ticked, within=_WITHIN, what=f"a tick of {name}")
+
+
+async def test_the_broker_and_the_database_take_tls_alone(whole: Mesh) -> None:
+    """RabbitMQ answers amqps by the mesh's authority and nobody else; so does PostgreSQL, its tables in `goose`."""
+    if whole.description.component_set != "rabbitmq":
+        assert whole.description.broker == "kafka"
+        return
+    secrets: dict[str, Any] = json.loads(whole.description.secrets_file.read_text())
+    broker = secrets["rabbitmq-secrets"]
+    assert broker["connection-string"].startswith("amqps://")
+    context = ssl.create_default_context(cadata=broker["ca-cert"])
+    async with await aio_pika.connect(broker["connection-string"], ssl_context=context) as connection:
+        assert not connection.is_closed
+    plain = broker["connection-string"].replace("amqps://", "amqp://")
+    for url, trusted in ((plain, None), (broker["connection-string"], ssl.create_default_context())):
+        with pytest.raises((aio_pika.exceptions.AMQPError, OSError)):
+            await aio_pika.connect(url, ssl_context=trusted, timeout=10)
+    database = secrets["postgresql-secrets"]["connection-string-goose"]
+    assert "sslmode=verify-full" in database
+    with psycopg.connect(database) as connected:
+        assert connected.execute("SELECT current_schema(), count(*) > 0 FROM dapr_state").fetchone() == ("goose", True)

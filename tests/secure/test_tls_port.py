@@ -1,0 +1,89 @@
+"""A service's own port by TLS: for clients that come straight, and for the sidecar that delivers to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import yaml
+
+from cli.mesh.certificates import Certificates, ensure_certificates
+from cli.mesh.data import PROJECT_ROOT
+from gaggle.audit.v1 import audit_service_pb2 as api
+from gaggle.audit.v1 import audit_service_pb2_grpc
+from tests.conditions import eventually
+from tests.conversation.talking import Talker
+from tests.mesh_fixture import Mesh
+
+pytestmark = [pytest.mark.mesh, pytest.mark.slow]
+
+_SERVICES = ("conversation", "audit")
+_WITHIN = 60.0
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """What the services show."""
+    return ensure_certificates(tmp_path_factory.mktemp("tls") / "services", "service")
+
+
+@pytest.fixture(scope="module")
+def encrypted(private_mesh: Callable[..., Mesh], certificates: Certificates, tmp_path_factory: Any) -> Mesh:
+    """Two services whose ports take TLS alone."""
+    document = yaml.safe_load((PROJECT_ROOT / "dapr.yaml").read_text())
+    common = document["common"]
+    common |= {
+        "resourcesPaths": [str(PROJECT_ROOT / "dapr-components" / "local")],
+        "configFilePath": str(PROJECT_ROOT / "dapr-components" / "local" / "config.yaml"),
+    }
+    document["apps"] = [one for one in document["apps"] if one["appID"] in _SERVICES]
+    for one in document["apps"]:
+        one |= {"appDirPath": str(PROJECT_ROOT), "appProtocol": "grpcs"}
+        one["env"] |= {
+            "GAGGLE_TLS_CERTIFICATE_FILE": str(certificates.server),
+            "GAGGLE_TLS_KEY_FILE": str(certificates.server),
+            "GAGGLE_TLS_AUTHORITY_FILE": str(certificates.authority),
+        }
+    file: Path = tmp_path_factory.mktemp("run") / "dapr.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return private_mesh(run_file=file)
+
+
+def _channel(mesh: Mesh, service: str, authority: Path) -> grpc.aio.Channel:
+    port = mesh.service(service).address.rpartition(":")[2]
+    return grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(authority.read_bytes()))
+
+
+async def test_clients_sidecars_and_deliveries_come_by_tls(
+    encrypted: Mesh, certificates: Certificates, user: str
+) -> None:
+    """A client that knows the authority is served; so is one by a sidecar; and events are delivered."""
+    async with (
+        _channel(encrypted, "conversation", certificates.authority) as straight,
+        _channel(encrypted, "audit", certificates.authority) as audit,
+        encrypted.sidecar("audit") as sidecar,
+    ):
+        conversation_id = await Talker(straight, encrypted.metadata(user)).create("hello")
+        through = Talker(sidecar, encrypted.metadata(user, app_id=encrypted.service("conversation").app_id))
+        assert await through.history(conversation_id) == [(1, "hello")]
+        stub: Any = audit_service_pb2_grpc.AuditServiceStub(audit)
+
+        async def logged() -> bool:
+            answer = await stub.ListEvents(api.ListEventsRequest(), metadata=encrypted.metadata(user))
+            return len(answer.entries) == 2
+
+        await eventually(logged, within=_WITHIN, what="both events in the log")
+
+
+async def test_who_speaks_no_tls_or_knows_another_authority_is_not_served(
+    encrypted: Mesh, user: str, tmp_path: Path
+) -> None:
+    """A plain client gets no answer, and one that trusts somebody else gives none of its own."""
+    stranger = ensure_certificates(tmp_path / "stranger", "service")
+    for channel in (encrypted.channel("conversation"), _channel(encrypted, "conversation", stranger.authority)):
+        async with channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await Talker(channel, encrypted.metadata(user)).create("hello")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
