@@ -1,0 +1,3 @@
+module gaggle.invalid/binaries/helm
+
+go 1.26.5
