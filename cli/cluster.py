@@ -1,5 +1,7 @@
-"""`gaggle cluster`: what a Kubernetes cluster needs beside the Helm chart, and the question whether services are ready there."""
+"""`gaggle cluster`: the secrets that the Helm chart and the compose file want, and whether services are ready there."""
 
+import json
+import os
 import secrets as randomness
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +16,11 @@ from cli.errors import CommandError
 from cli.mesh.data import PROJECT_ROOT, DataDirectory, write_private
 from cli.mesh.keys import ISSUER_KEY_ID, ensure_keys, jwks, private_jwk
 from cli.mesh.runfile import RunFile
-from cli.mesh.secrets import secret_name
+from cli.mesh.secrets import GOOSE_SCHEMA, secret_name
 
-app = typer.Typer(help="A mesh on Kubernetes (deploy/helm).", no_args_is_help=True)
+app = typer.Typer(help="A mesh on Kubernetes or in containers (deploy/).", no_args_is_help=True)
 
+_COMPOSE = PROJECT_ROOT / "deploy" / "compose"
 _TOKEN_BYTES = 24
 _READY = "ready"
 
@@ -28,7 +31,7 @@ KeysOption = Annotated[
 
 @app.callback()
 def cluster() -> None:
-    """A mesh on Kubernetes."""
+    """A mesh on Kubernetes or in containers."""
 
 
 @app.command(epilog="Example: gaggle cluster secrets | kubectl -n gaggle apply -f -")
@@ -39,8 +42,17 @@ def secrets(*, data: KeysOption = Path(".gaggle-cluster")) -> None:
     (connection strings, the broker's password) are not among them.
     """
     directory = DataDirectory.at(data)
-    services = [one.service for one in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps]
-    typer.echo(yaml.safe_dump_all(secret_manifests(directory, services), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump_all(secret_manifests(directory, _services()), sort_keys=False), nl=False)
+
+
+@app.command(epilog="Example: gaggle cluster compose && docker compose -f deploy/compose/compose.yaml up --build --wait")
+def compose(*, folder: Annotated[Path, typer.Option(help="Where compose.yaml lies.")] = _COMPOSE) -> None:
+    """Draw what the compose file reads: .env (passwords), secrets.json and keys/, all for this user alone.
+
+    What is there already is kept, since the stores' volumes know the passwords.
+    """
+    write_compose_secrets(folder, _services())
+    typer.echo(f"{folder}: .env, secrets.json, keys/")
 
 
 @app.command(epilog="Example: gaggle cluster ready gaggle-conversation.gaggle.svc:50051")
@@ -55,6 +67,26 @@ def ready(
         typer.echo(f"{address}: {status}")
         if status != "SERVING":
             raise CommandError(f"{address} is {status}.")
+
+
+def write_compose_secrets(folder: Path, services: Iterable[str]) -> None:
+    """Writes .env and secrets.json into the folder of compose.yaml."""
+    keys = DataDirectory.at(folder)
+    manifests = {one["metadata"]["name"]: one["stringData"] for one in secret_manifests(keys, services)}
+    drawn = {name: _kept(keys.keys / name.lower()) for name in ("POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "APP_API_TOKEN")}
+    database = f"postgresql://gaggle:{drawn['POSTGRES_PASSWORD']}@postgres:5432/gaggle?sslmode=disable"
+    broker = f"amqp://gaggle:{drawn['RABBITMQ_PASSWORD']}@rabbitmq:5672/gaggle"
+    stores = {
+        "postgresql-secrets": {
+            "connection-string": database,
+            "connection-string-goose": f"{database}&{GOOSE_SCHEMA}",
+        },
+        "rabbitmq-secrets": {"connection-string": broker},
+    }
+    served = {name: data for name, data in manifests.items() if "token" not in data}
+    write_private(folder / "secrets.json", json.dumps(served | stores, indent=2, sort_keys=True) + "\n")
+    lines = {**drawn, "GAGGLE_USER": f"{os.getuid()}:{os.getgid()}"}
+    write_private(folder / ".env", "".join(f"{name}={value}\n" for name, value in lines.items()))
 
 
 def secret_manifests(directory: DataDirectory, services: Iterable[str]) -> list[dict[str, Any]]:
@@ -72,6 +104,10 @@ def secret_manifests(directory: DataDirectory, services: Iterable[str]) -> list[
             # The key that Dapr's injector looks for.
             values[name] = {"token": _kept(directory.keys / name)}
     return [_secret(name, data) for name, data in values.items()]
+
+
+def _services() -> list[str]:
+    return [one.service for one in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps]
 
 
 def _secret(name: str, data: dict[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -83,11 +84,11 @@ class Cluster:
         """What helm printed; its error is the test's."""
         return self._command("helm", [*arguments, f"--kubeconfig={self._kubeconfig}"], None, check=check)
 
-    def objects(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, object]]:
+    def objects(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
         """The objects of a kind."""
         wanted = [f"--selector={selector}"] if selector else []
         found = json.loads(self.kubectl("get", kind, "-n", namespace, "-o", "json", *wanted))
-        items: list[dict[str, object]] = found["items"]
+        items: list[dict[str, Any]] = found["items"]
         return items
 
     def _command(self, program: str, arguments: list[str], stdin: str | None, *, check: bool) -> str:

@@ -53,6 +53,18 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- toYaml (dict "items" $items) -}}
 {{- end -}}
 
+{{/* The settings that go with the component set: its settings.env. */}}
+{{- define "gaggle.settings" -}}
+{{- $settings := dict -}}
+{{- range $line := splitList "\n" (.Files.Get (printf "files/components/%s/settings.env" .Values.components.set)) -}}
+{{- if and (contains "=" $line) (not (hasPrefix "#" $line)) -}}
+{{- $parts := splitn "=" 2 $line -}}
+{{- $_ := set $settings $parts._0 $parts._1 -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
 {{/* Names of the secrets that a service's sidecar reads: its keys, what its components name, and what values add. */}}
 {{- define "gaggle.secrets" -}}
 {{- $names := list "token-jwks" (printf "service-key-%s" .name) -}}
@@ -64,7 +76,10 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml (concat $names .service.secrets | uniq | sortAlpha) -}}
+{{- $settings := include "gaggle.settings" .root | fromYaml -}}
+{{- $held := fromJson (get $settings "GAGGLE_SECRET_NAMES" | default "{}") -}}
+{{- range .service.secrets }}{{ $names = append $names (get $held . | default .) }}{{ end -}}
+{{- toYaml ($names | uniq | sortAlpha) -}}
 {{- end -}}
 
 {{- define "gaggle.podSecurity" -}}
