@@ -29,7 +29,12 @@ _KUBERNETES = [
     for name in ("kube-apiserver", "kube-controller-manager", "kubectl")
 ]
 ETCD = Program("etcd", "etcd", "go.etcd.io/etcd/server/v3", "3.6.16")
-HELM = Program("helm", "helm", "helm.sh/helm/v3/cmd/helm", "3.19.0")
+_HELM_VERSION = "3.22.0"
+_HELM_STAMP = (
+    f"-X helm.sh/helm/v3/internal/version.version=v{_HELM_VERSION} "
+    f"-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={_MINOR}"
+)
+HELM = Program("helm", "helm", "helm.sh/helm/v3/cmd/helm", _HELM_VERSION, (f"-ldflags=-s -w {_HELM_STAMP}",))
 _CONTROL_PLANE = [
     Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", DAPR_VERSION, DAPR_FLAGS)
     for name in ("sentry", "operator", "injector")
