@@ -45,7 +45,9 @@ def secrets(*, data: KeysOption = Path(".gaggle-cluster")) -> None:
     typer.echo(yaml.safe_dump_all(secret_manifests(directory, _services()), sort_keys=False), nl=False)
 
 
-@app.command(epilog="Example: gaggle cluster compose && docker compose -f deploy/compose/compose.yaml up --build --wait")
+@app.command(
+    epilog="Example: gaggle cluster compose && docker compose -f deploy/compose/compose.yaml up --build --wait"
+)
 def compose(*, folder: Annotated[Path, typer.Option(help="Where compose.yaml lies.")] = _COMPOSE) -> None:
     """Draw what the compose file reads: .env (passwords), secrets.json and keys/, all for this user alone.
 
@@ -73,7 +75,9 @@ def write_compose_secrets(folder: Path, services: Iterable[str]) -> None:
     """Writes .env and secrets.json into the folder of compose.yaml."""
     keys = DataDirectory.at(folder)
     manifests = {one["metadata"]["name"]: one["stringData"] for one in secret_manifests(keys, services)}
-    drawn = {name: _kept(keys.keys / name.lower()) for name in ("POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "APP_API_TOKEN")}
+    drawn = {
+        name: _kept(keys.keys / name.lower()) for name in ("POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "APP_API_TOKEN")
+    }
     database = f"postgresql://gaggle:{drawn['POSTGRES_PASSWORD']}@postgres:5432/gaggle?sslmode=disable"
     broker = f"amqp://gaggle:{drawn['RABBITMQ_PASSWORD']}@rabbitmq:5672/gaggle"
     stores = {

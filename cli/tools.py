@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print the path of a program (dapr: daprd; kafka: its jars; cluster: helm), fetching or building it if it is not there yet."""
+    """Print where a program is (dapr: daprd; kafka: its jars; cluster: helm), fetching or building it if need be."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:

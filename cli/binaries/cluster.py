@@ -68,9 +68,7 @@ def _module(folder: str, module: str) -> Path:
     """Where a module's source lies, once its hash was held to go.sum."""
     command = [str(find_go()), "mod", "download", "-json", module]
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
-    result = subprocess.run(
-        command, cwd=MODULES / folder, env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=MODULES / folder, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise CommandError(f"{module} cannot be had: {result.stderr.strip() or result.stdout.strip()}")
     return Path(json.loads(result.stdout)["Dir"])

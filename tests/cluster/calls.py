@@ -12,6 +12,7 @@ import grpc
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.keys import sign_token
 from tests.cluster.control import Cluster
+from tests.cluster.network import NSENTER
 
 NAMESPACE = "gaggle"
 RELEASE = "gaggle"
@@ -51,7 +52,9 @@ class Calls:
         """The metadata that says who calls."""
         return ("authorization", f"Bearer {sign_token(self._keys, user)}")
 
-    def service(self, service: str, stub_class: Callable[[grpc.Channel], Any], method: str, request: Any, user: str) -> Any:
+    def service(
+        self, service: str, stub_class: Callable[[grpc.Channel], Any], method: str, request: Any, user: str
+    ) -> Any:
         """A call to a service's port by the name of its Service."""
         target = f"{RELEASE}-{service}.{NAMESPACE}.svc:{PORT}"
         with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
@@ -61,9 +64,11 @@ class Calls:
             )
 
     def through(self, pod_of: str, app_id: str, method: str, request: Any, user: str) -> tuple[str, str]:
-        """A call to `app_id`, made in the Pod of `pod_of` through the sidecar there; status code and answer or details."""
+        """A call to `app_id` through the sidecar in the Pod of `pod_of`; status code, and answer or details."""
         metadata = [self.authorization(user), ("dapr-app-id", app_id)]
-        return self._inside(pod_of, {"method": method, "request": request.SerializeToString().hex(), "metadata": metadata})
+        return self._inside(
+            pod_of, {"method": method, "request": request.SerializeToString().hex(), "metadata": metadata}
+        )
 
     def secret(self, pod_of: str, store: str, name: str) -> tuple[str, str]:
         """A secret as the sidecar of `pod_of` gives it; status code, and the keys or details."""
@@ -74,7 +79,7 @@ class Calls:
         token = (self._keys.keys / f"dapr-token-{pod_of}").read_text().strip()
         asked = {"secret": "", "metadata": [], "dapr_token": token, **asked}
         result = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.network(pod)}", sys.executable, "-c", _THROUGH],
+            [NSENTER, f"--net=/run/netns/{self.network(pod)}", sys.executable, "-c", _THROUGH],
             input=json.dumps(asked),
             capture_output=True,
             text=True,

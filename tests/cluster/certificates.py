@@ -27,7 +27,9 @@ class Authority:
         self.certificate = folder / "ca.crt"
         self.certificate.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, organization: str = "", names: Sequence[str] = (), addresses: Sequence[str] = ()) -> None:
+    def sign(
+        self, name: str, *, organization: str = "", names: Sequence[str] = (), addresses: Sequence[str] = ()
+    ) -> None:
         """Makes a key and a certificate; `names` and `addresses` are a server's."""
         key = ec.generate_private_key(ec.SECP256R1())
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

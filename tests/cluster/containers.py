@@ -194,7 +194,14 @@ class Process:
 
     @classmethod
     async def start(
-        cls, host: Host, pod: Object, container: Object, *, network: str, volumes: Mapping[str, Path], log: Path,
+        cls,
+        host: Host,
+        pod: Object,
+        container: Object,
+        *,
+        network: str,
+        volumes: Mapping[str, Path],
+        log: Path,
         variables: Mapping[str, str],
     ) -> "Process":
         """Starts it; its output is appended to `log`."""

@@ -159,7 +159,7 @@ class Cluster:
     def _start_node(self) -> None:
         self.hosts.write_text("127.0.0.1 localhost\n")
         # The tests' own look-ups, too.
-        subprocess.run(["mount", "--bind", str(self.hosts), "/etc/hosts"], check=True)
+        subprocess.run(["/usr/bin/mount", "--bind", str(self.hosts), "/etc/hosts"], check=True)
         programs = self.binaries.programs
         dapr = ("daprd", "sentry", "operator", "injector", "placement", "scheduler")
         configuration = {
@@ -186,7 +186,7 @@ class Cluster:
         )
         try:
             with opener.open(f"{self._url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)  # noqa: PLR2004 -- HTTP
+                return bool(answer.status == 200)
         except OSError:
             return False
 

@@ -9,13 +9,15 @@ BRIDGE = "pods"
 HOST = "10.244.0.1"
 """This machine, as Pods see it: the node's address, and the API server's."""
 
+NSENTER = "/usr/bin/nsenter"
+
 SERVICES = "10.96.0.0/16"
 _PODS = "10.244.0.0/16"
 
 
 def make_bridge() -> None:
     """The bridge that all Pods hang on; what `ip` needs lies on a /run of our own."""
-    _run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+    _run(["/usr/bin/mount", "-t", "tmpfs", "tmpfs", "/run"])
     _run(["ip", "link", "set", "lo", "up"])
     _run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     _run(["ip", "address", "add", f"{HOST}/{_PODS.split('/')[1]}", "dev", BRIDGE])
@@ -48,7 +50,7 @@ class PodNetworks:
 
 
 async def ip(*arguments: str) -> None:
-    """Runs ip(8)."""
+    """Has the program ip do something. Raises RuntimeError with what it said."""
     process = await asyncio.create_subprocess_exec("ip", *arguments, stderr=asyncio.subprocess.PIPE)
     _, said = await process.communicate()
     if process.returncode != 0:

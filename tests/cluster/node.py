@@ -300,7 +300,7 @@ class Services:
             try:
                 if not endpoints:
                     return
-                there, onward = await asyncio.open_connection(*random.choice(endpoints))  # noqa: S311
+                there, onward = await asyncio.open_connection(*random.choice(endpoints))
                 await asyncio.gather(_copy(reader, onward), _copy(there, writer))
             except OSError:
                 pass
@@ -366,7 +366,7 @@ def _spawn(work: Any) -> asyncio.Task[None]:
             await work
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 -- one Pod is not to end the node
             _log.exception("a Pod failed")
 
     return asyncio.create_task(told())
@@ -397,7 +397,7 @@ async def _succeeds(probe: Object, container: Object, address: str) -> bool:
         if "httpGet" in probe:
             async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
                 answer = await client.get(f"http://{address}:{port}{probe['httpGet'].get('path', '/')}")
-                return 200 <= answer.status_code < 400  # noqa: PLR2004 -- what a kubelet takes for well
+                return 200 <= answer.status_code < 400
         async with asyncio.timeout(seconds):
             _, writer = await asyncio.open_connection(address, port)
             writer.close()

@@ -98,7 +98,8 @@ def _component(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_every_pod_is_confined(values: list[str]) -> None:
     """No container runs as root, writes its root file system, keeps a capability, or has no limit of memory."""
     for one in _rendered(values):
-        pod = one["spec"].get("template", {}).get("spec") or (one["spec"] if one["kind"] == "Pod" else None)
+        spec = one.get("spec", {})
+        pod = spec if one["kind"] == "Pod" else spec.get("template", {}).get("spec")
         if pod is None:
             continue
         assert pod["securityContext"]["runAsNonRoot"] is True, one["metadata"]
@@ -116,7 +117,9 @@ def test_a_service_reads_its_own_key_and_nobody_elses() -> None:
     rendered = _rendered([])
     services = {one["metadata"]["labels"]["app.kubernetes.io/name"] for one in rendered if one["kind"] == "Deployment"}
     for service in services:
-        (role,) = (one for one in rendered if one["kind"] == "Role" and one["metadata"]["name"] == f"gaggle-{service}-secrets")
+        (role,) = (
+            one for one in rendered if one["kind"] == "Role" and one["metadata"]["name"] == f"gaggle-{service}-secrets"
+        )
         (rule,) = role["rules"]
         assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get"])
         (configuration,) = (
@@ -125,17 +128,27 @@ def test_a_service_reads_its_own_key_and_nobody_elses() -> None:
         ours, daprs = configuration["spec"]["secrets"]["scopes"]
         assert ours["defaultAccess"] == "deny"
         assert daprs == {"storeName": "kubernetes", "defaultAccess": "deny"}
-        assert ours["allowedSecrets"] == rule["resourceNames"]
-        keys = {name for name in rule["resourceNames"] if name.startswith(("service-key-", "issuer-key"))}
-        assert keys == {f"service-key-{service}"} | ({"issuer-key"} if service == "auth" else set())
+        wanted = {"token-jwks", f"service-key-{service}"} | ({"issuer-key"} if service == "auth" else set())
+        for names in (ours["allowedSecrets"], rule["resourceNames"]):
+            keys = {name for name in names if name.startswith(("service-key-", "issuer-key", "token-jwks"))}
+            assert keys == wanted
+        # The stores' are the sidecar's to read, for its components, and not the service's to ask for.
+        assert set(ours["allowedSecrets"]) <= set(rule["resourceNames"])
+        assert "kafka-secrets" not in ours["allowedSecrets"]
 
 
 def test_clients_are_let_in_by_name() -> None:
     """An app of somebody else's may call what values say, from its namespace, and nothing more."""
-    web = {"appId": "web", "namespace": "shop", "may": {"conversation": ["/gaggle.conversation.v1.ConversationService/*"]}}
+    web = {
+        "appId": "web",
+        "namespace": "shop",
+        "may": {"conversation": ["/gaggle.conversation.v1.ConversationService/*"]},
+    }
     rendered = _rendered([f"--set-json=clients=[{json.dumps(web)}]"])
     policies = {
-        one["metadata"]["name"]: [policy for policy in one["spec"]["accessControl"]["policies"] or [] if policy["appId"] == "web"]
+        one["metadata"]["name"]: [
+            policy for policy in one["spec"]["accessControl"]["policies"] or [] if policy["appId"] == "web"
+        ]
         for one in rendered
         if one["kind"] == "Configuration"
     }

@@ -1,12 +1,10 @@
 """Gaggle by its own chart on a real Kubernetes and Dapr control plane; the tests are one story, in their order."""
 
 import ssl
-import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -36,20 +34,24 @@ _READ = "/gaggle.conversation.v1.ConversationService/GetConversation"
 
 
 @pytest.fixture(scope="module")
-def mesh(installed: Installed) -> Iterator[Installed]:
+def mesh(installed: Installed) -> Installed:
     """`helm install`, which comes back when the migrations are done and every Pod is ready."""
     said = installed.cluster.helm(
         *("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *_VALUES, "--wait", "--timeout=8m")
     )
     assert f"{RELEASE} in {NAMESPACE}" in said
-    yield installed
+    return installed
 
 
 def test_objects_of_the_release(mesh: Installed) -> None:
-    """One Deployment, Service, ServiceAccount, Role and Configuration a service; components and policies beside them."""
+    """Each service has its Deployment, Service, ServiceAccount, Role and Configuration; components lie beside them."""
     shown = mesh.cluster.kubectl(
-        "get", "deployments,pods,services,serviceaccounts,roles,networkpolicies,components,configurations,resiliencies",
-        "-n", NAMESPACE, "-o", "name",
+        "get",
+        "deployments,pods,services,serviceaccounts,roles,networkpolicies,components,configurations,resiliencies",
+        "-n",
+        NAMESPACE,
+        "-o",
+        "name",
     )
     print(shown)  # noqa: T201 -- the list is what a person runs this for (`-rA` shows it)
     objects = shown.split()
@@ -116,8 +118,11 @@ def test_a_conversation_passes_through_the_mesh(mesh: Installed) -> None:
     user, conversation = _user(), f"c-{uuid.uuid4().hex[:8]}"
     _converse(mesh, user, conversation, "a heron by the river")
     listed = mesh.calls.service(
-        "conversation", _STUBS, "ListMessages",
-        conversation_service_pb2.ListMessagesRequest(conversation_id=conversation), user,
+        "conversation",
+        _STUBS,
+        "ListMessages",
+        conversation_service_pb2.ListMessagesRequest(conversation_id=conversation),
+        user,
     )
     assert [one.content[0].text.text for one in listed.messages] == ["a heron by the river"]
 
@@ -150,8 +155,11 @@ def test_a_reminder_fires(mesh: Installed) -> None:
 
     def told() -> bool:
         answer = mesh.calls.service(
-            "notification", notification_service_pb2_grpc.NotificationServiceStub, "ListNotifications",
-            notification_service_pb2.ListNotificationsRequest(), user,
+            "notification",
+            notification_service_pb2_grpc.NotificationServiceStub,
+            "ListNotifications",
+            notification_service_pb2.ListNotificationsRequest(),
+            user,
         )
         return any("Water the plants" in str(one) for one in answer.notifications)
 
@@ -164,7 +172,9 @@ def test_sidecars_speak_mutual_tls(mesh: Installed) -> None:
     address = (pod["status"]["podIP"], 50002)
     pem = ssl.get_server_certificate(address)
     names = x509.load_pem_x509_certificate(pem.encode()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    assert f"spiffe://public/ns/{NAMESPACE}/conversation" in names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    assert f"spiffe://public/ns/{NAMESPACE}/conversation" in names.value.get_values_for_type(
+        x509.UniformResourceIdentifier
+    )
     plain = grpc.insecure_channel(f"{address[0]}:{address[1]}", options=[("grpc.enable_http_proxy", 0)])
     with plain, pytest.raises(grpc.RpcError) as refused:
         plain.unary_unary(_READ)(b"", metadata=[("dapr-app-id", _APP_ID)], timeout=5)
@@ -240,7 +250,7 @@ def test_production_is_understood_by_the_api(mesh: Installed) -> None:
 
 
 def test_an_upgrade_loses_nothing(mesh: Installed) -> None:
-    """`helm upgrade` rolls every Pod under load: retries with one request_id suffice, and nothing acknowledged is lost."""
+    """`helm upgrade` rolls every Pod under load: repeating a request_id suffices, nothing acknowledged is lost."""
     user, conversation = _user(), f"c-{uuid.uuid4().hex[:8]}"
     _converse(mesh, user, conversation, "first")
     before = {service: running_pods(mesh.cluster, service)[0]["metadata"]["uid"] for service in SERVICES}
@@ -265,13 +275,16 @@ def test_a_rollback_goes_back(mesh: Installed) -> None:
     assert "GAGGLE_LOG_LEVEL" not in _settings(mesh)
     assert eventually("the conversation is there", lambda: _texts(mesh, user, conversation)) == ["before"]
     history = mesh.cluster.helm("history", RELEASE, "--namespace", NAMESPACE, "-o", "json")
-    assert history.count('"revision"') == 3  # noqa: PLR2004 -- install, upgrade, rollback
+    assert history.count('"revision"') == 3  # install, upgrade, rollback
 
 
 def test_uninstalled_it_leaves_the_secrets_alone(mesh: Installed) -> None:
     """`helm uninstall` takes everything that it brought; the secrets are the operator's and stay."""
     mesh.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=5m")
-    eventually("the Pods are gone", lambda: not mesh.cluster.objects("pods", NAMESPACE, "app.kubernetes.io/part-of=gaggle,!helm.sh/hook") or None)
+    eventually(
+        "the Pods are gone",
+        lambda: not mesh.cluster.objects("pods", NAMESPACE, "app.kubernetes.io/part-of=gaggle,!helm.sh/hook") or None,
+    )
     for kind in ("deployments", "components", "configurations", "networkpolicies", "roles"):
         assert mesh.cluster.objects(kind, NAMESPACE) == [], kind
     assert mesh.cluster.objects("secrets", NAMESPACE, "app.kubernetes.io/part-of=gaggle")
@@ -288,7 +301,7 @@ class _Appending:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self.acknowledged: list[str] = []
 
-    def __enter__(self) -> "_Appending":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -303,7 +316,8 @@ class _Appending:
             text, request_id = f"message {number}", uuid.uuid4().hex
             request = _append(self._conversation, text, request_id)
             eventually(
-                text, lambda: self._mesh.calls.service("conversation", _STUBS, "AppendMessages", request, self._user)  # noqa: B023
+                text,
+                lambda: self._mesh.calls.service("conversation", _STUBS, "AppendMessages", request, self._user),  # noqa: B023
             )
             self.acknowledged.append(text)
             number += 1
@@ -323,7 +337,9 @@ def _converse(mesh: Installed, user: str, conversation: str, text: str) -> None:
 
 def _texts(mesh: Installed, user: str, conversation: str) -> list[str]:
     texts: list[str] = []
-    request = conversation_service_pb2.ListMessagesRequest(conversation_id=conversation, page_size=200, after_sequence=0)
+    request = conversation_service_pb2.ListMessagesRequest(
+        conversation_id=conversation, page_size=200, after_sequence=0
+    )
     while True:
         answer = mesh.calls.service("conversation", _STUBS, "ListMessages", request, user)
         texts += [one.content[0].text.text for one in answer.messages]

@@ -1,4 +1,4 @@
-"""The files under deploy/ that no test here can run: held to their schemas, and to what the repository says elsewhere."""
+"""Files under deploy/ that no test here can run: held to their schemas, and to what the repository says elsewhere."""
 
 import ast
 import importlib
@@ -97,7 +97,11 @@ def test_compose_mounts_what_there_is() -> None:
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
             path = (COMPOSE / source).resolve()
-            if source.startswith(".") and path.name not in drawn and (observability.exists() or observability not in path.parents):
+            if (
+                source.startswith(".")
+                and path.name not in drawn
+                and (observability.exists() or observability not in path.parents)
+            ):
                 assert path.exists(), f"{name} mounts {source}"
 
 
@@ -153,6 +157,8 @@ def _documents(folder: Path) -> Iterator[dict[str, Any]]:
 
 # -- who may call whom
 
+_STUBS = {"self._stub", "self._owner", "self._conversations"}
+
 
 def _tables() -> dict[str, dict[str, dict[str, Access]]]:
     """Each service's access tables by the full name of what is exposed, read from where __main__.py wires them."""
@@ -195,9 +201,9 @@ def test_services_are_let_in_where_they_call() -> None:
     assert len(called) > 20
     contracts = {"ListUsers", "ListRevisions", "RepublishEvents", "ContinueSeries", "ListWaiting"}
     for caller, method in called:
-        assert (caller, method) in granted or (
-            method in contracts and any(name == caller for name, _ in everything)
-        ), f"{caller} calls {method}, which deploy/helm/gaggle/files/access.yaml does not allow"
+        assert (caller, method) in granted or (method in contracts and any(name == caller for name, _ in everything)), (
+            f"{caller} calls {method}, which deploy/helm/gaggle/files/access.yaml does not allow"
+        )
 
 
 def _called() -> Iterator[tuple[str, str]]:
@@ -209,8 +215,12 @@ def _called() -> Iterator[tuple[str, str]]:
                     continue
                 receiver = ast.unparse(node.func.value)
                 first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-                if node.func.attr in {"call", "ask", "stream"} and isinstance(first, str) and first[:1].isupper() and first not in {"POST", "GET"}:
+                if (
+                    node.func.attr in {"call", "ask", "stream"}
+                    and isinstance(first, str)
+                    and first[:1].isupper()
+                    and first not in {"POST", "GET"}
+                ):
                     yield service, first
-                elif service == "audit" and receiver in {"self._stub", "self._owner", "self._conversations"}:
-                    if node.func.attr[:1].isupper():
-                        yield service, node.func.attr
+                elif service == "audit" and receiver in _STUBS and node.func.attr[:1].isupper():
+                    yield service, node.func.attr

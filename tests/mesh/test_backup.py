@@ -1,4 +1,4 @@
-"""A backup taken from a running mesh, and what of it is there in an empty one; docs/backup.md gives the same commands."""
+"""A backup of a running mesh, and what of it is there in an empty one: the commands of docs/backup.md."""
 
 import asyncio
 import subprocess
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 async def test_a_backup_is_restored_into_an_empty_mesh(tmp_path: Path, user: str) -> None:
-    """What was acknowledged before the backup is there after it: messages, answers to request ids, log, due reminders."""
+    """What was acknowledged before a backup is there after it: messages, first answers, log, due reminders."""
     first = await asyncio.to_thread(start_mesh, tmp_path / "first", only=_SERVICES)
     try:
         answered = await _work(first, user)

@@ -1,7 +1,13 @@
+{{/* Labels of what belongs to no one service. */}}
 {{- define "gaggle.labels" -}}
+{{ include "gaggle.common" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Labels of everything; gaggle.selector adds name and instance. */}}
+{{- define "gaggle.common" -}}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 app.kubernetes.io/part-of: gaggle
-app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
@@ -65,10 +71,19 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- toYaml $settings -}}
 {{- end -}}
 
-{{/* Names of the secrets that a service's sidecar reads: its keys, what its components name, and what values add. */}}
-{{- define "gaggle.secrets" -}}
+{{/* Names of the secrets that a service may ask its sidecar for: its keys, and what values add. */}}
+{{- define "gaggle.asked" -}}
 {{- $names := list "token-jwks" (printf "service-key-%s" .name) -}}
 {{- if eq .name "auth" }}{{ $names = append $names "issuer-key" }}{{ end -}}
+{{- $settings := include "gaggle.settings" .root | fromYaml -}}
+{{- $held := fromJson (get $settings "GAGGLE_SECRET_NAMES" | default "{}") -}}
+{{- range .service.secrets }}{{ $names = append $names (get $held . | default .) }}{{ end -}}
+{{- toYaml ($names | uniq | sortAlpha) -}}
+{{- end -}}
+
+{{/* Names of the secrets that the sidecar itself reads: those, and what its components name. */}}
+{{- define "gaggle.secrets" -}}
+{{- $names := include "gaggle.asked" . | fromYamlArray -}}
 {{- range $document := .components -}}
 {{- if and (eq $document.kind "Component") (or (not $document.scopes) (has $.name ($document.scopes | default list))) -}}
 {{- range $item := $document.spec.metadata -}}
@@ -76,9 +91,6 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $settings := include "gaggle.settings" .root | fromYaml -}}
-{{- $held := fromJson (get $settings "GAGGLE_SECRET_NAMES" | default "{}") -}}
-{{- range .service.secrets }}{{ $names = append $names (get $held . | default .) }}{{ end -}}
 {{- toYaml ($names | uniq | sortAlpha) -}}
 {{- end -}}
 
