@@ -1,6 +1,7 @@
 """One cluster for the run: control plane, Dapr by its own chart, stores, and Gaggle by ours."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +31,20 @@ class Installed:
 
 
 @pytest.fixture(scope="session")
-def helm_chart() -> Path:
-    """Our chart."""
-    return CHART
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """Everything up to our own chart."""
     if os.environ.get("GAGGLE_TEST_CLUSTER") != "private":
         pytest.fail("run by `make test-cluster`, in namespaces of its own", pytrace=False)
     folder = Path(os.environ.get("GAGGLE_TEST_CLUSTER_FOLDER") or tmp_path_factory.mktemp("cluster"))
     cluster = Cluster(folder, cluster_binaries(lambda _what, _packages: None))
-    cluster.start()
+    try:
+        cluster.start()
+        yield _install(cluster, folder)
+    finally:
+        cluster.stop()
+
+
+def _install(cluster: Cluster, folder: Path) -> Installed:
     _install_dapr(cluster)
     database, brokers = start_stores(cluster, folder / "stores")
     keys = DataDirectory.at(folder / "keys")
@@ -59,7 +61,7 @@ def _install_dapr(cluster: Cluster) -> None:
         *("install", "dapr", str(cluster.binaries.dapr_chart), "--namespace=dapr-system", "--create-namespace"),
         f"--set=global.tag={DAPR_VERSION}",
         *("-f", str(CHART.parent / "values-dapr.yaml")),
-        *("--wait", "--timeout=5m"),
+        *("--wait", "--timeout=10m"),
     )
 
 

@@ -75,6 +75,13 @@ async def prepare_volumes(api: Api, host: Host, pod: Object) -> dict[str, Path]:
     return folders
 
 
+async def refresh_volumes(api: Api, pod: Object, folders: Mapping[str, Path]) -> None:
+    """Writes secrets and config maps that have changed into their volumes. Raises NotYetError."""
+    for volume in pod["spec"].get("volumes", []):
+        if "secret" in volume or "configMap" in volume:
+            await _fill(api, pod, folders[volume["name"]], volume)
+
+
 async def _fill(api: Api, pod: Object, folder: Path, source: Object) -> None:
     if "serviceAccountToken" in source:
         asked = source["serviceAccountToken"]
@@ -106,7 +113,12 @@ async def _token(api: Api, pod: Object, audience: str | None) -> str:
 def _write(folder: Path, values: Mapping[str, bytes], items: list[Object] | None) -> None:
     chosen = {item["key"]: item["path"] for item in items} if items else {key: key for key in values}
     for key, path in chosen.items():
-        (folder / path).write_bytes(values[key])
+        target = folder / path
+        if not target.exists() or target.read_bytes() != values[key]:
+            # Replaced at once, as a kubelet does: who reads meanwhile reads the old text or the new.
+            unfinished = target.with_name(f".{path}.new")
+            unfinished.write_bytes(values[key])
+            unfinished.replace(target)
 
 
 async def environment(api: Api, host: Host, pod: Object, container: Object) -> dict[str, str]:

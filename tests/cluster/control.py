@@ -19,7 +19,8 @@ from tests.cluster.certificates import Authority, write_signing_key
 from tests.cluster.network import HOST, SERVICES, make_bridge
 
 _API_PORT = 16443
-_READY_SECONDS = 120.0
+_READY_SECONDS = 180.0
+_STOP_SECONDS = 20.0
 _ADMIN = "admin"
 _CONTROLLERS = (
     "clusterrole-aggregation-controller",
@@ -66,6 +67,17 @@ class Cluster:
             self._processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
             )
+
+    def stop(self) -> None:
+        """Ends what `spawn` started. What the node ran ends with the tests' process namespace."""
+        for process in reversed(self._processes.values()):
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def until(self, what: str, check: Callable[[], bool], *, seconds: float = _READY_SECONDS) -> None:
         """Waits for a condition. Fails if it does not come, or if a process of the control plane has died."""

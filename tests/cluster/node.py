@@ -34,6 +34,7 @@ from tests.cluster.network import HOST, PodNetworks, ip
 NODE = "node"
 _POLL_SECONDS = 0.3
 _RETRY_SECONDS = 0.5
+_REFRESH_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
 _LONGEST_RESTART_SECONDS = 10.0
 _log = logging.getLogger("node")
@@ -173,10 +174,21 @@ class Pod:
         for spec in self._found["spec"].get("initContainers", []):
             await Container(self, spec).run(restart="OnFailure" if restart == "Always" else restart)
         self._phase, self._started = "Running", True
-        await asyncio.gather(*(one.run(restart=restart) for one in self._containers))
+        keeping = asyncio.create_task(self._keep_volumes())
+        try:
+            await asyncio.gather(*(one.run(restart=restart) for one in self._containers))
+        finally:
+            keeping.cancel()
         if not self.ending:
             self._phase = "Succeeded" if all(one.exit_code == 0 for one in self._containers) else "Failed"
             await self.report()
+
+    async def _keep_volumes(self) -> None:
+        """Volumes follow their secrets and config maps: Dapr's control plane waits for its trust bundle to be filled."""
+        while any("secret" in one or "configMap" in one for one in self._found["spec"].get("volumes", [])):
+            await asyncio.sleep(_REFRESH_SECONDS)
+            with contextlib.suppress(NotYetError):
+                await containers.refresh_volumes(self._api, self._found, self._volumes)
 
     async def start(self, spec: Object) -> Process:
         """Starts one of its containers, once what it names is there."""
@@ -301,9 +313,13 @@ class Services:
                 if not endpoints:
                     return
                 there, onward = await asyncio.open_connection(*random.choice(endpoints))
-                await asyncio.gather(_copy(reader, onward), _copy(there, writer))
+                try:
+                    await asyncio.gather(_copy(reader, onward), _copy(there, writer))
+                finally:
+                    onward.close()
             except OSError:
-                pass
+                # The endpoint is gone: so is the caller's connection.
+                return
             finally:
                 writer.close()
 
@@ -413,12 +429,12 @@ def _port(port: int | str, container: Object) -> int:
 
 
 def _ready(endpoint_slice: Object) -> list[str]:
-    endpoints = endpoint_slice["endpoints"] or []
+    endpoints = endpoint_slice.get("endpoints") or []
     return [at for one in endpoints if one["conditions"].get("ready", True) for at in one["addresses"]]
 
 
 def _numbers(endpoint_slice: Object, name: str) -> list[int]:
-    return [one["port"] for one in endpoint_slice["ports"] or [] if (one.get("name") or "") == name]
+    return [one["port"] for one in endpoint_slice.get("ports") or [] if (one.get("name") or "") == name]
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
