@@ -17,8 +17,10 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 
 # On component sets and stores other than the default ones; `make test-brokers` runs these.
 ELSEWHERE := tests/brokers tests/stores
+# In namespaces of its own; `make test-cluster` runs it.
+CLUSTER := tests/cluster
 
-.PHONY: help demo up down test test-brokers check generate released bench recording clean
+.PHONY: help demo up down test test-brokers test-cluster check generate released bench recording clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +39,7 @@ down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
 test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
 	@$(BIN)/gaggle tools dapr
 	@$(BIN)/gaggle tools sentry
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(CLUSTER:%=--ignore=%) $(TESTS)
 
 test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
 	@$(BIN)/gaggle tools dapr
@@ -46,6 +48,14 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/gaggle tools kafka
 	@$(BIN)/python -m pytest $(ELSEWHERE)
 	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
+
+test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, without containers (Linux, root; first run: half an hour).
+	@[ "$$(id -u)" = 0 ] || { echo 'Namespaces take root: sudo --preserve-env=HOME,PATH make test-cluster' >&2; exit 1; }
+	@$(BIN)/gaggle tools dapr >/dev/null
+	@$(BIN)/gaggle tools kafka >/dev/null
+	@$(BIN)/gaggle tools cluster >/dev/null
+	@GAGGLE_TEST_CLUSTER=private unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private \
+	  $(BIN)/python -m pytest -p no:cacheprovider $(CLUSTER)
 
 check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
 	@$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cli import audit, database, mesh_commands, token_command, tools
+from cli import audit, cluster, database, mesh_commands, token_command, tools
 from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
 from cli.demo import command as demo_command
@@ -41,6 +41,7 @@ mesh_commands.register(app)
 token_command.register(app)
 app.add_typer(database.app, name="db")
 app.add_typer(audit.app, name="audit")
+app.add_typer(cluster.app, name="cluster")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")
 app.add_typer(tasks_app, name="tasks")

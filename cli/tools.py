@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.binaries.cluster import cluster_binaries
 from cli.binaries.dapr import dapr_binaries, sentry_binary
 from cli.binaries.kafka import kafka
 from cli.binaries.rabbitmq import rabbitmq
@@ -22,6 +23,7 @@ class Tool(StrEnum):
     GHZ = "ghz"
     RABBITMQ = "rabbitmq"
     KAFKA = "kafka"
+    CLUSTER = "cluster"
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print the path of a program (dapr: daprd; kafka: its jars), fetching or building it if it is not there yet."""
+    """Print where a program is (dapr: daprd; kafka: its jars; cluster: helm), fetching or building it if need be."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:
@@ -41,5 +43,7 @@ def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
             typer.echo(rabbitmq(progress).server)
         case Tool.KAFKA:
             typer.echo(kafka(progress).jars)
+        case Tool.CLUSTER:
+            typer.echo(cluster_binaries(progress).programs["helm"])
         case _:
             typer.echo(tool(name.value, progress))

@@ -11,7 +11,7 @@ from cli.binaries.cache import cache_directory, exclusive
 from cli.binaries.golang import find_go
 from cli.errors import CommandError
 
-_MODULES = Path(__file__).parent
+MODULES = Path(__file__).parent
 _ERROR_LINES = 15
 
 
@@ -73,7 +73,7 @@ def _build(program: Program, progress: Progress) -> None:
     said: list[str] = []
     with subprocess.Popen(
         [*command, "-o", str(unfinished), program.package],
-        cwd=_MODULES / program.module,
+        cwd=MODULES / program.module,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

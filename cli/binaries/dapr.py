@@ -11,10 +11,10 @@ from cli.binaries.build import Program, Progress, ensure_built
 VERSION = "1.18.2"
 # Any patch release of the minor that the mesh is tested with.
 _FITTING = VERSION.rsplit(".", 1)[0] + "."
-_FLAGS = ("-tags=stablecomponents", f"-ldflags=-s -w -X github.com/dapr/dapr/pkg/buildinfo.version={VERSION}")
+FLAGS = ("-tags=stablecomponents", f"-ldflags=-s -w -X github.com/dapr/dapr/pkg/buildinfo.version={VERSION}")
 NAMES = ("daprd", "scheduler", "placement")
-PROGRAMS = [Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", VERSION, _FLAGS) for name in NAMES]
-SENTRY = Program("sentry", "dapr", "github.com/dapr/dapr/cmd/sentry", VERSION, _FLAGS)
+PROGRAMS = [Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", VERSION, FLAGS) for name in NAMES]
+SENTRY = Program("sentry", "dapr", "github.com/dapr/dapr/cmd/sentry", VERSION, FLAGS)
 
 
 @dataclass(frozen=True)

