@@ -7,9 +7,12 @@ import typer
 from rich.console import Console
 
 from cli.binaries.dapr import dapr_binaries
+from cli.binaries.chromium import chromium
 from cli.binaries.kafka import kafka
+from cli.binaries.prometheus import prometheus
 from cli.binaries.rabbitmq import rabbitmq
 from cli.binaries.tools import tool
+from cli.binaries.zipkin import zipkin
 from cli.progress import build_progress
 
 
@@ -21,6 +24,10 @@ class Tool(StrEnum):
     GHZ = "ghz"
     RABBITMQ = "rabbitmq"
     KAFKA = "kafka"
+    PROMETHEUS = "prometheus"
+    PROMTOOL = "promtool"
+    ZIPKIN = "zipkin"
+    CHROMIUM = "chromium"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print the path of a program (dapr: daprd; kafka: its jars), fetching or building it if it is not there yet."""
+    """Print the path of a program (dapr: daprd; kafka and zipkin: their jars), fetching or building it if it is not there yet."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:
@@ -38,5 +45,13 @@ def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
             typer.echo(rabbitmq(progress).server)
         case Tool.KAFKA:
             typer.echo(kafka(progress).jars)
+        case Tool.PROMETHEUS:
+            typer.echo(prometheus(progress).server)
+        case Tool.PROMTOOL:
+            typer.echo(prometheus(progress).promtool)
+        case Tool.ZIPKIN:
+            typer.echo(zipkin(progress).jar)
+        case Tool.CHROMIUM:
+            typer.echo(chromium(progress).program)
         case _:
             typer.echo(tool(name.value, progress))

@@ -5,6 +5,7 @@ secretKeyRef, so that the committed files are what a sidecar reads. A set whose 
 file on this machine, by a component of the same name.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from cli.mesh.data import DataDirectory
 from cli.mesh.keys import ISSUER_KEY_ID
+from cli.mesh.observing import with_tracing
 from cli.mesh.secrets import secret_name
 from cli.mesh.sets import ComponentSet
 
@@ -52,7 +54,7 @@ def effective_component(document: dict[str, Any], secrets_file: Path, suffix: st
 
 def write_configuration(components: ComponentSet, data: DataDirectory, service: str, key_ids: Iterable[str]) -> Path:
     """Writes a sidecar's Configuration: the committed one, which withholds other services' private keys besides."""
-    document = yaml.safe_load(components.configuration.read_text())
+    document = with_tracing(yaml.safe_load(components.configuration.read_text()), os.environ)
     effective = effective_configuration(document, service, key_ids, components.secretstore)
     path = data.configurations / f"{service}.yaml"
     path.write_text(yaml.safe_dump(effective, sort_keys=False))

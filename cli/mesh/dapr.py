@@ -121,6 +121,7 @@ def sidecar_command(
         is_ready=is_ready,
         close=health.close,
         log=data.log(replica.sidecar_name),
-        environment={"APP_API_TOKEN": token, **direct_loopback()},
+        # In traces a sidecar's spans are apart from its service's.
+        environment={"APP_API_TOKEN": token, "OTEL_SERVICE_NAME": f"{replica.service}.daprd", **direct_loopback()},
         directory=replica.directory,
     )

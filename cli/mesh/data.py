@@ -7,6 +7,7 @@ keys/                signing keys as JWK, mode 0600; jwks.json holds their publi
 components/          the effective component YAML
 configurations/      each sidecar's Configuration
 logs/                one file a process, the one before kept as .1
+targets/             what there is to scrape, for Prometheus (see cli.mesh.observing)
 postgres/ scheduler/
 redis/ rabbitmq/ kafka/  whichever the component set names
 run/                 Unix sockets
@@ -98,6 +99,11 @@ class DataDirectory:
     def scheduler(self) -> Path:
         """The scheduler's etcd data: jobs survive with it."""
         return self.path / "scheduler"
+
+    @property
+    def targets(self) -> Path:
+        """Where Prometheus learns what to scrape."""
+        return self.path / "targets"
 
     @property
     def supervisor_lock(self) -> Path:
