@@ -11,10 +11,12 @@ import typer
 from cli import audit, database, mesh_commands, token_command, tools
 from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
+from cli.dashboard import command as dashboard_command
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
 from cli.notifications.commands import app as notifications_app
+from cli.observing import commands as observing_commands
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
 from cli.tasks.commands import app as tasks_app
@@ -44,6 +46,8 @@ agent_commands.register(app)
 app.add_typer(extensions_app, name="extensions")
 app.add_typer(recipes_app, name="recipes")
 demo_command.register(app)
+dashboard_command.register(app)
+observing_commands.register(app)
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ class AgentMetrics:
         self.tokens = Counter("gaggle_agent_tokens", "Tokens that models counted", ["model", "kind"], registry=registry)
         """Kind "input", "output"; "cache_read" and "cache_write" are parts of the input."""
 
-        self.cost = Counter("gaggle_agent_cost_dollars", "What models cost, where prices are known", ["model"], registry=registry)
+        self.cost = Counter(
+            "gaggle_agent_cost_dollars", "What models cost, where prices are known", ["model"], registry=registry
+        )
         self.model = Histogram(
             "gaggle_agent_model_seconds",
             "From a question to a model to the end of its answer",

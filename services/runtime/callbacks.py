@@ -197,6 +197,7 @@ class Callbacks:
         for event in events:
             if (committed := _commit_time(event.data)) is not None:
                 lag.observe(max(now - committed, 0.0))
+        _log.debug("delivered", topic=topic, events=len(events))
         outcomes = await subscription.handler(events)
         for outcome in outcomes:
             self._metrics.received.labels(topic, outcome.name).inc()

@@ -52,7 +52,13 @@ class Tracing:
     """Starts and ends spans."""
 
     def __init__(
-        self, service: str, *, sample_ratio: float, otlp_endpoint: str = "", zipkin_endpoint: str = "", instance: str = ""
+        self,
+        service: str,
+        *,
+        sample_ratio: float,
+        otlp_endpoint: str = "",
+        zipkin_endpoint: str = "",
+        instance: str = "",
     ) -> None:
         """Without an endpoint ids are passed on and logged, and nothing is exported.
 
@@ -75,9 +81,7 @@ class Tracing:
                 self._provider.add_span_processor(processor)
             self._tracer = self._provider.get_tracer("gaggle")
 
-    def start(
-        self, name: str, traceparent: str | None, kind: trace.SpanKind = trace.SpanKind.SERVER
-    ) -> TraceContext:
+    def start(self, name: str, traceparent: str | None, kind: trace.SpanKind = trace.SpanKind.SERVER) -> TraceContext:
         """Go on with the caller's trace, or start one."""
         parent = parse_traceparent(traceparent) if traceparent else None
         if parent is None:
@@ -85,9 +89,7 @@ class Tracing:
             parent = TraceContext(f"{draw.getrandbits(128):032x}", "", draw.random() < self._ratio)
         if parent.sampled and self._tracer is not None:
             return self._span(name, parent, kind)
-        return TraceContext(
-            parent.trace_id, f"{self._random.getrandbits(64):016x}", parent.sampled, tracing=self
-        )
+        return TraceContext(parent.trace_id, f"{self._random.getrandbits(64):016x}", parent.sampled, tracing=self)
 
     def _span(self, name: str, parent: TraceContext, kind: trace.SpanKind) -> TraceContext:
         assert self._tracer is not None

@@ -1,0 +1,137 @@
+"""One trace from a client's word to what a person is told, through every service and sidecar on the way."""
+
+from typing import Any
+
+import pytest
+
+from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
+from gaggle.extension.v1 import extension_pb2, extension_service_pb2, extension_service_pb2_grpc
+from tests.agent.agents import said
+from tests.mesh_fixture import Mesh
+from tests.notification.notifying import Notified
+from tests.observability.conftest import ASSISTANT
+from tests.observability.tracing import Trace, Zipkin, metadata, names, orphans, services
+from tests.recipe.running import Cook
+
+pytestmark = [pytest.mark.mesh, pytest.mark.xdist_group("observed")]
+
+_SECONDS = 60.0
+_RECIPE = """
+version: 1.0.0
+title: Traced
+description: Asks once
+prompt: say Done and traced
+"""
+
+
+async def _chat(mesh: Mesh, user: str, trace: Trace, text: str) -> str:
+    """One turn in a new conversation with the assistant's tools; gives its id."""
+    plain = mesh.metadata(user)
+    async with (
+        mesh.channel("conversation") as conversation,
+        mesh.channel("extension") as extension,
+        mesh.channel("agent") as agent,
+    ):
+        conversations: Any = conversation_service_pb2_grpc.ConversationServiceStub(conversation)
+        create = conversation_service_pb2.CreateConversationRequest()
+        created = await conversations.CreateConversation(create, metadata=plain, timeout=_SECONDS)
+        extensions: Any = extension_service_pb2_grpc.ExtensionServiceStub(extension)
+        command, *arguments = ASSISTANT
+        stdio = extension_pb2.StdioConfig(
+            cmd=command, args=[*arguments, mesh.service("task").address], envs={"TOKEN": mesh.token(user)}
+        )
+        config = extension_pb2.ExtensionConfig(name="assistant", stdio=stdio)
+        register = extension_service_pb2.RegisterExtensionRequest(config=config)
+        await extensions.RegisterExtension(register, metadata=plain, timeout=_SECONDS)
+        load = extension_service_pb2.LoadExtensionRequest(name="assistant")
+        await extensions.LoadExtension(load, metadata=plain, timeout=_SECONDS)
+        agents: Any = agent_service_pb2_grpc.AgentServiceStub(agent)
+        request = agent_service_pb2.ChatRequest(
+            conversation_id=created.conversation.id, message=said(text), model="offline"
+        )
+        request.options.extensions.append("assistant")
+        events = [
+            one.event async for one in agents.Chat(request, metadata=metadata(mesh, user, trace), timeout=_SECONDS)
+        ]
+    assert events[-1].ended.status, events
+    return str(created.conversation.id)
+
+
+async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, user: str) -> None:
+    """A chat whose tool sets a reminder is one trace: agent, conversation, extension, task, reminder, notification.
+
+    The turn, its state, its tool, the events it tells, the job that fires and the inbox are spans of it.
+    """
+    trace = Trace.begin()
+    await _chat(observed, user, trace, 'tool remind {"title": "Take the cake out"}')
+    async with observed.channel("notification") as channel:
+        (told,) = await Notified(observed, channel, user).until(1, within=60.0)
+    assert told.title == "Take the cake out"
+
+    own = {"agent", "conversation", "extension", "task", "reminder", "notification"}
+    spans = await Zipkin(traces).until(
+        trace,
+        lambda found: (
+            own | {"audit"} | {f"{one}.daprd" for one in own} <= services(found)
+            and any("ontopicevent" in name for name in names(found, "notification"))
+        ),
+        what="spans of all services and their sidecars",
+    )
+
+    assert {one["traceId"] for one in spans} == {trace.trace_id}
+    # Client to service, service to sidecar to service, state, topics, the tool, the job.
+    assert "/gaggle.agent.v1.agentservice/chat" in names(spans, "agent")
+    assert "model offline" in names(spans, "agent")
+    assert "tools/call" in names(spans, "extension")
+    assert "/gaggle.task.v1.taskservice/createtask" in names(spans, "task")
+    assert "reminder due, by job" in names(spans, "reminder")
+    daprd = {name for one in own for name in names(spans, f"{one}.daprd")}
+    assert any("executestatetransaction" in name for name in daprd)
+    assert any("publishevent" in name for name in daprd)
+    assert any(name.startswith("pubsub/") for name in daprd)
+    assert any("/gaggle.conversation.v1.conversationservice/appendmessages" in name for name in daprd)
+    # It hangs together: whatever was done, what it was done for is in the trace too.
+    assert orphans(spans, trace) == []
+
+
+async def test_a_workflow_is_in_the_trace_that_started_it(observed: Mesh, traces: str, user: str) -> None:
+    """A recipe's run, its workflow, the chat in it and the notification of its end are one trace."""
+    trace = Trace.begin()
+    async with observed.channel("recipe") as channel, observed.channel("notification") as inbox:
+        cook = Cook(channel, metadata(observed, user, trace))
+        execution_id = await cook.start(_RECIPE)
+        await cook.ended(execution_id)
+        (told,) = await Notified(observed, inbox, user).until(1, within=60.0)
+    assert told.subject_id == execution_id
+
+    own = {"recipe", "agent", "conversation", "notification"}
+    spans = await Zipkin(traces).until(
+        trace,
+        lambda found: (
+            own | {"recipe.daprd", "notification.daprd"} <= services(found)
+            and {"recipe begin", "recipe step", "recipe finish"} <= names(found, "recipe")
+        ),
+        what="spans of the workflow and of what it did",
+    )
+
+    assert any("workflow" in name or "orchestration" in name for name in names(spans, "recipe.daprd"))
+    assert "/gaggle.agent.v1.agentservice/chat" in names(spans, "agent")
+
+
+async def test_what_nobody_samples_is_not_exported(observed: Mesh, traces: str, user: str) -> None:
+    """Sampling is configuration: a call whose caller decided against a trace leaves no span, in no process."""
+    marker = Trace.begin()
+    async with observed.channel("conversation") as channel:
+        stub: Any = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+        request = conversation_service_pb2.CreateConversationRequest()
+        unsampled = Trace.begin()
+        name, value = unsampled.header
+        chosen = (*observed.metadata(user), (name, value.removesuffix("01") + "00"))
+        await stub.CreateConversation(request, metadata=chosen, timeout=_SECONDS)
+        await stub.CreateConversation(request, metadata=metadata(observed, user, marker), timeout=_SECONDS)
+
+    zipkin = Zipkin(traces)
+    # What was sent later is there.
+    await zipkin.until(marker, lambda found: "conversation.daprd" in services(found), what="the sampled call")
+    assert await zipkin.spans(unsampled.trace_id) == []
