@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli.binaries.dapr import dapr_binaries
 from cli.binaries.chromium import chromium
+from cli.binaries.dapr import dapr_binaries
 from cli.binaries.kafka import kafka
 from cli.binaries.prometheus import prometheus
 from cli.binaries.rabbitmq import rabbitmq
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print the path of a program (dapr: daprd; kafka and zipkin: their jars), fetching or building it if it is not there yet."""
+    """Print the path of a program (dapr: daprd; kafka, zipkin: jars), fetching or building it if it is not there."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:

@@ -20,6 +20,21 @@ _OWN_CALLS = ("/gaggle.", "/lf.a2a.")
 _ENDLESS = re.compile(r".*/(Watch.*|Chat|CallTool|LoadExtension|Rebuild|.*Stream.*)$")
 _FAULTS = frozenset({"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "UNIMPLEMENTED"})
 
+_BUCKETS = {
+    "gaggle_call_seconds_bucket": "call_buckets",
+    "gaggle_state_seconds_bucket": "state_buckets",
+    "gaggle_event_lag_seconds_bucket": "lag_buckets",
+    "gaggle_reminder_lateness_seconds_bucket": "lateness_buckets",
+}
+_SUMS = {
+    "gaggle_events_published_total": "published",
+    "gaggle_calls_in_flight": "in_flight",
+    "gaggle_outbox_pending": "outbox_pending",
+    "gaggle_reminders_fired_total": "reminders_fired",
+    "gaggle_agent_cost_dollars_total": "cost",
+    "process_cpu_seconds_total": "cpu_seconds",
+}
+
 Buckets = dict[float, float]
 
 
@@ -58,41 +73,21 @@ def read(text: str, at: float) -> Reading:
 
 
 def _note(reading: Reading, name: str, labels: Mapping[str, str], value: float) -> None:
-    match name:
-        case "gaggle_call_seconds_count" if labels["method"].startswith(_OWN_CALLS):
-            reading.calls += value
-            if labels["code"] in _FAULTS:
-                reading.faults += value
-        case "gaggle_call_seconds_bucket" if labels["method"].startswith(_OWN_CALLS):
-            if not _ENDLESS.match(labels["method"]):
-                _add(reading.call_buckets, labels, value)
-        case "gaggle_state_seconds_bucket":
-            _add(reading.state_buckets, labels, value)
-        case "gaggle_event_lag_seconds_bucket":
-            _add(reading.lag_buckets, labels, value)
-        case "gaggle_reminder_lateness_seconds_bucket":
-            _add(reading.lateness_buckets, labels, value)
-        case "gaggle_events_received_total":
-            reading.events += value
-            reading.refused_events += value if labels["outcome"] != "SUCCESS" else 0
-        case "gaggle_events_published_total":
-            reading.published += value
-        case "gaggle_calls_in_flight":
-            reading.in_flight = value
-        case "gaggle_outbox_pending":
-            reading.outbox_pending = value
-        case "gaggle_reminders_fired_total":
-            reading.reminders_fired += value
-        case "gaggle_reminders_overdue":
-            reading.reminders_overdue = value
-        case "gaggle_agent_tokens_total":
-            reading.tokens[labels["kind"]] = reading.tokens.get(labels["kind"], 0) + value
-        case "gaggle_agent_cost_dollars_total":
-            reading.cost += value
-        case "process_cpu_seconds_total":
-            reading.cpu_seconds = value
-        case _:
-            pass
+    method = labels.get("method", "")
+    if name in _BUCKETS and (not method or (method.startswith(_OWN_CALLS) and not _ENDLESS.match(method))):
+        _add(getattr(reading, _BUCKETS[name]), labels, value)
+    elif name in _SUMS:
+        setattr(reading, _SUMS[name], getattr(reading, _SUMS[name]) + value)
+    elif name == "gaggle_call_seconds_count" and method.startswith(_OWN_CALLS):
+        reading.calls += value
+        reading.faults += value if labels["code"] in _FAULTS else 0
+    elif name == "gaggle_events_received_total":
+        reading.events += value
+        reading.refused_events += value if labels["outcome"] != "SUCCESS" else 0
+    elif name == "gaggle_reminders_overdue":
+        reading.reminders_overdue = value
+    elif name == "gaggle_agent_tokens_total":
+        reading.tokens[labels["kind"]] = reading.tokens.get(labels["kind"], 0) + value
 
 
 def _add(buckets: Buckets, labels: Mapping[str, str], value: float) -> None:

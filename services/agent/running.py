@@ -27,8 +27,8 @@ from gaggle.agent.v1 import event_pb2, session_pb2, turn_pb2
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.conversation.v1 import message_pb2
 from services.agent import journal, usage
-from services.agent.models.base import CalledTool, Finished, Model, ModelError, Prompt, ThinkingText
 from services.agent.metrics import AgentMetrics
+from services.agent.models.base import CalledTool, Finished, Model, ModelError, Prompt, ThinkingText
 from services.agent.models.catalog import Catalog
 from services.agent.peers import Conversations, Extensions, is_gone
 from services.agent.prompting import (

@@ -182,7 +182,9 @@ class Connection:
             _check_structured(known.structured, answer)
         return answer
 
-    async def _send(self, tool: str, arguments: dict[str, Any], *, call_id: str, on_progress: ProgressFnT) -> Any:
+    async def _send(
+        self, tool: str, arguments: dict[str, Any], *, call_id: str, on_progress: ProgressFnT
+    ) -> types.CallToolResult | types.InputRequiredResult:
         session = self._usable().session
         # Its type names the members that the protocol knows; others may stand beside them.
         meta: Any = {CALL_ID: call_id} if call_id else {}

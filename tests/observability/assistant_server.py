@@ -7,6 +7,7 @@ is called in, which the protocol hands over in `_meta`.
 import os
 import sys
 import time
+from typing import Any
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
@@ -23,7 +24,7 @@ _DUE_SECONDS = 4
 @server.tool()
 async def remind(title: str, ctx: Context) -> str:
     """Remind of something in two seconds; gives the task's id."""
-    meta = ctx.request_context.meta or {}
+    meta: dict[str, Any] = {**(ctx.request_context.meta or {})}
     metadata = [("authorization", f"Bearer {os.environ['TOKEN']}")]
     if "traceparent" in meta:
         metadata.append(("traceparent", str(meta["traceparent"])))

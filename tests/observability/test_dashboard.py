@@ -87,11 +87,12 @@ async def test_the_page_tells_what_the_mesh_does(observed: Mesh, visitor: httpx.
     assert components["statestore"]["type"] == "state.postgresql"
     assert set(components["statestore"]["loaded"]) == set(observed.description.services)
     assert {one["service"] for one in state["configurations"]} == set(observed.description.services)
-    lines = visitor.get("/api/logs", params={"process": "task", "text": trace.trace_id}).json()["lines"]
+    answer = await asyncio.to_thread(visitor.get, "/api/logs", params={"process": "task", "text": trace.trace_id})
+    lines = answer.json()["lines"]
     assert "call" in [one["event"] for one in lines]
 
 
-async def test_no_secret_is_on_the_page(observed: Mesh, visitor: httpx.Client) -> None:
+def test_no_secret_is_on_the_page(observed: Mesh, visitor: httpx.Client) -> None:
     """Whatever secrets.json and keys/ hold, the page says nothing of it."""
     secrets = json.loads(observed.data.secrets_file.read_text())
     marked = {

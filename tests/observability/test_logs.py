@@ -82,7 +82,7 @@ async def test_the_level_changes_without_a_restart(observed: Mesh, user: str) ->
 
     async def debugged() -> bool:
         lines = [one for one in _lines(observed, "conversation", start) if one.get("trace_id") == loud.trace_id]
-        return {"debug", "info"} <= {one["level"] for one in lines} and "state" in {one["event"] for one in lines}
+        return {("debug", "state"), ("info", "call")} <= {(one["level"], one["event"]) for one in lines}
 
     await eventually(debugged, within=_SECONDS, what="state operations in the log")
 

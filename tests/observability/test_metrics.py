@@ -24,6 +24,9 @@ _RULE_TESTS = CONFIGURATION / "rules" / "gaggle_test.yml"
 _DASHBOARDS = sorted((CONFIGURATION / "dashboards").glob("*.json"))
 _OURS = re.compile(r"\b(?:gaggle|dapr|process)_[a-z_]+\b")
 _RECORDED = re.compile(r"\bgaggle:[a-z0-9_:]+\b")
+_WITHOUT = re.compile("fail|fault|given up|race|made good|Deliver|Cost|slowest", re.IGNORECASE)
+"""Panels of what need not happen."""
+
 _PARTS = ("_bucket", "_count", "_sum", "_total")
 _RECIPE = "version: 1.0.0\ntitle: Measured\ndescription: Asks once\nprompt: say Done and measured\n"
 
@@ -106,7 +109,7 @@ def test_a_dashboard_is_whole(path: Any) -> None:
     assert dashboard["uid"] == path.stem
     assert len({one["id"] for one in panels}) == len(panels)
     assert {target["datasource"]["uid"] for one in panels for target in one["targets"]} == {"${datasource}"}
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for one in panels:
         place = one["gridPos"]
         cells = {
@@ -164,13 +167,15 @@ class TestMesh:
             await _ask(scraped, "query", query=_concrete(query))
 
     async def test_the_panels_of_what_happens_show_it(self, observed: Mesh, scraped: str, user: str) -> None:
-        """Calls, latency, state, event lag, outbox, reminders and tokens: with a mesh at work no such panel is empty."""
+        """With a mesh at work no panel of calls, latency, state, event lag, outbox, reminders or tokens is empty."""
         await _live(observed, user)
         telling = [
             (where, query)
             for where, query in _dashboard_queries()
             if not re.search(
-                r"fail|fault|given up|conflict|race|made good|topk|Deliver|Cost|slowest|Notifications by", where, re.I
+                r"fail|fault|given up|conflict|race|made good|topk|Deliver|Cost|slowest|Notifications by",
+                where,
+                re.IGNORECASE,
             )
         ]
         assert len(telling) > 30

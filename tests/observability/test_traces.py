@@ -48,9 +48,8 @@ async def _chat(mesh: Mesh, user: str, trace: Trace, text: str) -> str:
         await extensions.LoadExtension(load, metadata=plain, timeout=_SECONDS)
         agents: Any = agent_service_pb2_grpc.AgentServiceStub(agent)
         request = agent_service_pb2.ChatRequest(
-            conversation_id=created.conversation.id, message=said(text), model="offline"
+            conversation_id=created.conversation.id, message=said(text), model="offline", extensions=["assistant"]
         )
-        request.options.extensions.append("assistant")
         events = [
             one.event async for one in agents.Chat(request, metadata=metadata(mesh, user, trace), timeout=_SECONDS)
         ]
