@@ -213,4 +213,4 @@ async def _live(mesh: Mesh, user: str) -> None:
         await Reminding(mesh, reminders, tasks, user).task(ahead(3), 2, title="Measure")
         cook = Cook(recipes, mesh.metadata(user))
         await cook.ended(await cook.start(_RECIPE))
-        await Notified(mesh, inbox, user).until(2, within=60.0)
+        await Notified(mesh, inbox, user).until(1, within=60.0)

@@ -7,6 +7,7 @@ import pytest
 from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
 from gaggle.extension.v1 import extension_pb2, extension_service_pb2, extension_service_pb2_grpc
+from gaggle.notification.v1 import notification_pb2
 from tests.agent.agents import said
 from tests.mesh_fixture import Mesh
 from tests.notification.notifying import Notified
@@ -98,10 +99,14 @@ async def test_a_workflow_is_in_the_trace_that_started_it(observed: Mesh, traces
     """A recipe's run, its workflow, the chat in it and the notification of its end are one trace."""
     trace = Trace.begin()
     async with observed.channel("recipe") as channel, observed.channel("notification") as inbox:
+        notified = Notified(observed, inbox, user)
+        # Muted, unless one asks for it.
+        kind = notification_pb2.NOTIFICATION_KIND_RECIPE_COMPLETED
+        await notified("SetPreferences", kinds=[notification_pb2.KindPreferences(kind=kind)])
         cook = Cook(channel, metadata(observed, user, trace))
         execution_id = await cook.start(_RECIPE)
         await cook.ended(execution_id)
-        (told,) = await Notified(observed, inbox, user).until(1, within=60.0)
+        (told,) = await notified.until(1, within=60.0)
     assert told.subject_id == execution_id
 
     own = {"recipe", "agent", "conversation", "notification"}
