@@ -17,11 +17,13 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 
 # On component sets and stores other than the default ones; `make test-brokers` runs these.
 ELSEWHERE := tests/brokers tests/stores
+# With a real Prometheus, Zipkin and browser; `make test-observability` runs these.
+SEEING := tests/observability
 
-.PHONY: help demo up down test test-brokers check generate released bench clean
+.PHONY: help demo up down test test-brokers test-observability check generate released bench clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Start the mesh and show the main job on it, with all set-up (first run: about five minutes).
 	@$(BIN)/gaggle tools dapr >/dev/null
@@ -36,7 +38,7 @@ down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
 
 test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
 	@$(BIN)/gaggle tools dapr
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(SEEING:%=--ignore=%) $(TESTS)
 
 test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
 	@$(BIN)/gaggle tools dapr
@@ -44,6 +46,13 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/gaggle tools kafka
 	@$(BIN)/python -m pytest $(ELSEWHERE)
 	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
+
+test-observability: $(INSTALLED) ## Look at a mesh by Prometheus, Zipkin and a browser (fetches them; about four minutes).
+	@$(BIN)/gaggle tools dapr
+	@$(BIN)/gaggle tools prometheus
+	@$(BIN)/gaggle tools zipkin
+	@$(BIN)/gaggle tools chromium
+	@$(BIN)/python -m pytest $(SEEING)
 
 check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
 	@$(BIN)/ruff check .

@@ -1,9 +1,7 @@
 """Fixtures: one mesh with all services whose traces go to a real Zipkin, and what is to be seen of it."""
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,7 @@ from cli.mesh.ports import find_free_base
 from cli.observing.programs import running_prometheus, running_zipkin
 from tests.mcp_servers import servers
 from tests.mesh_fixture import Mesh, start_mesh
-
-ASSISTANT = (sys.executable, str(Path(__file__).with_name("assistant_server.py")))
+from tests.observability.chatting import ASSISTANT
 
 
 @pytest.fixture(scope="session")

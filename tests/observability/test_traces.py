@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 
-from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-from gaggle.extension.v1 import extension_pb2, extension_service_pb2, extension_service_pb2_grpc
 from gaggle.notification.v1 import notification_pb2
-from tests.agent.agents import said
 from tests.mesh_fixture import Mesh
 from tests.notification.notifying import Notified
-from tests.observability.conftest import ASSISTANT
+from tests.observability.chatting import chat
 from tests.observability.tracing import Trace, Zipkin, metadata, names, orphans, services
 from tests.recipe.running import Cook
 
@@ -26,45 +23,13 @@ prompt: say Done and traced
 """
 
 
-async def _chat(mesh: Mesh, user: str, trace: Trace, text: str) -> str:
-    """One turn in a new conversation with the assistant's tools; gives its id."""
-    plain = mesh.metadata(user)
-    async with (
-        mesh.channel("conversation") as conversation,
-        mesh.channel("extension") as extension,
-        mesh.channel("agent") as agent,
-    ):
-        conversations: Any = conversation_service_pb2_grpc.ConversationServiceStub(conversation)
-        create = conversation_service_pb2.CreateConversationRequest()
-        created = await conversations.CreateConversation(create, metadata=plain, timeout=_SECONDS)
-        extensions: Any = extension_service_pb2_grpc.ExtensionServiceStub(extension)
-        command, *arguments = ASSISTANT
-        stdio = extension_pb2.StdioConfig(
-            cmd=command, args=[*arguments, mesh.service("task").address], envs={"TOKEN": mesh.token(user)}
-        )
-        config = extension_pb2.ExtensionConfig(name="assistant", stdio=stdio)
-        register = extension_service_pb2.RegisterExtensionRequest(config=config)
-        await extensions.RegisterExtension(register, metadata=plain, timeout=_SECONDS)
-        load = extension_service_pb2.LoadExtensionRequest(name="assistant")
-        await extensions.LoadExtension(load, metadata=plain, timeout=_SECONDS)
-        agents: Any = agent_service_pb2_grpc.AgentServiceStub(agent)
-        request = agent_service_pb2.ChatRequest(
-            conversation_id=created.conversation.id, message=said(text), model="offline", extensions=["assistant"]
-        )
-        events = [
-            one.event async for one in agents.Chat(request, metadata=metadata(mesh, user, trace), timeout=_SECONDS)
-        ]
-    assert events[-1].ended.status, events
-    return str(created.conversation.id)
-
-
 async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, user: str) -> None:
     """A chat whose tool sets a reminder is one trace: agent, conversation, extension, task, reminder, notification.
 
     The turn, its state, its tool, the events it tells, the job that fires and the inbox are spans of it.
     """
     trace = Trace.begin()
-    await _chat(observed, user, trace, 'tool remind {"title": "Take the cake out"}')
+    await chat(observed, user, trace, 'tool remind {"title": "Take the cake out"}')
     async with observed.channel("notification") as channel:
         (told,) = await Notified(observed, channel, user).until(1, within=60.0)
     assert told.title == "Take the cake out"
