@@ -35,6 +35,8 @@ def dashboard(
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        # From here on a visitor waits, and is not refused.
+        listening.listen()
     except OSError as error:
         raise Refused(f"Something else listens on port {port}: choose another with --port (0 finds one).") from error
     token = secrets.token_urlsafe(24)

@@ -80,6 +80,8 @@ def configure_logging(level: str, **bound: str) -> LogLevel:
         )
     )
     logging.basicConfig(handlers=[handler], level=_foreign(current.number), force=True)
+    # Python's own warnings would be lines of plain text on stderr.
+    logging.captureWarnings(capture=True)
     return current
 
 

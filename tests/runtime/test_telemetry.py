@@ -60,6 +60,7 @@ def _apart() -> Iterator[None]:
     yield
     current_trace.set(None)
     structlog.configure(**before)
+    logging.captureWarnings(capture=False)
     root.handlers[:], root.level = handlers, level
 
 
