@@ -19,11 +19,15 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 ELSEWHERE := tests/brokers tests/stores
 # In namespaces of its own; `make test-cluster` runs it.
 CLUSTER := tests/cluster
+# With a real Prometheus, Zipkin and browser; `make test-observability` runs these.
+SEEING := tests/observability
+# What `make test` leaves to the other targets.
+APART := $(ELSEWHERE) $(CLUSTER) $(SEEING)
 
-.PHONY: help demo up down test test-brokers test-cluster check generate released bench recording clean
+.PHONY: help demo up down test test-brokers test-cluster test-observability check generate released bench recording clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Start the mesh and show the main job on it, with all set-up (first run: about five minutes).
 	@$(BIN)/gaggle tools dapr >/dev/null
@@ -39,7 +43,7 @@ down: $(INSTALLED) ## Stop the mesh; its data stays in .gaggle/.
 test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running one.
 	@$(BIN)/gaggle tools dapr
 	@$(BIN)/gaggle tools sentry
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ELSEWHERE:%=--ignore=%) $(CLUSTER:%=--ignore=%) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(APART:%=--ignore=%) $(TESTS)
 
 test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
 	@$(BIN)/gaggle tools dapr
@@ -56,6 +60,12 @@ test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, withou
 	@$(BIN)/gaggle tools cluster >/dev/null
 	@GAGGLE_TEST_CLUSTER=private unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private \
 	  $(BIN)/python -m pytest -p no:cacheprovider $(CLUSTER)
+test-observability: $(INSTALLED) ## Look at a mesh by Prometheus, Zipkin and a browser (fetches them; about four minutes).
+	@$(BIN)/gaggle tools dapr
+	@$(BIN)/gaggle tools prometheus
+	@$(BIN)/gaggle tools zipkin
+	@$(BIN)/gaggle tools chromium
+	@$(BIN)/python -m pytest $(SEEING)
 
 check: $(INSTALLED) ## Lint, format, types, contracts, and that generated code is fresh.
 	@$(BIN)/ruff check .

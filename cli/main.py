@@ -11,6 +11,7 @@ import typer
 from cli import audit, cluster, database, mesh_commands, token_command, tools
 from cli.agent import commands as agent_commands
 from cli.conversations.commands import app as conversations_app
+from cli.dashboard import command as dashboard_command
 from cli.demo import command as demo_command
 from cli.errors import CommandError
 from cli.extensions.commands import app as extensions_app
@@ -19,6 +20,7 @@ from cli.migrate import app as migrate_app
 from cli.migrate import goose as migrate_goose
 from cli.migrate.chat_tables import app as chat_tables_app
 from cli.notifications.commands import app as notifications_app
+from cli.observing import commands as observing_commands
 from cli.recipes.commands import app as recipes_app
 from cli.reminders.commands import app as reminders_app
 from cli.task_tools import commands as task_tools_commands
@@ -57,6 +59,8 @@ migrate_goose.register(migrate_app)
 app.add_typer(migrate_app, name="migrate")
 task_tools_commands.register(app)
 demo_command.register(app)
+dashboard_command.register(app)
+observing_commands.register(app)
 
 
 def main() -> None:

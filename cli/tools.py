@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.binaries.chromium import chromium
 from cli.binaries.cluster import cluster_binaries
 from cli.binaries.dapr import dapr_binaries, sentry_binary
 from cli.binaries.kafka import kafka
+from cli.binaries.prometheus import prometheus
 from cli.binaries.rabbitmq import rabbitmq
 from cli.binaries.tools import tool
+from cli.binaries.zipkin import zipkin
 from cli.progress import build_progress
 
 
@@ -24,6 +27,10 @@ class Tool(StrEnum):
     RABBITMQ = "rabbitmq"
     KAFKA = "kafka"
     CLUSTER = "cluster"
+    PROMETHEUS = "prometheus"
+    PROMTOOL = "promtool"
+    ZIPKIN = "zipkin"
+    CHROMIUM = "chromium"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print where a program is (dapr: daprd; kafka: its jars; cluster: helm), fetching or building it if need be."""
+    """Print where a program is (dapr: daprd; kafka, zipkin: jars; cluster: helm), fetching or building it if need be."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:
@@ -45,5 +52,13 @@ def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
             typer.echo(kafka(progress).jars)
         case Tool.CLUSTER:
             typer.echo(cluster_binaries(progress).programs["helm"])
+        case Tool.PROMETHEUS:
+            typer.echo(prometheus(progress).server)
+        case Tool.PROMTOOL:
+            typer.echo(prometheus(progress).promtool)
+        case Tool.ZIPKIN:
+            typer.echo(zipkin(progress).jar)
+        case Tool.CHROMIUM:
+            typer.echo(chromium(progress).program)
         case _:
             typer.echo(tool(name.value, progress))

@@ -124,6 +124,9 @@ class Target:
             found.append(("dapr-app-id", self.app_id))
             if token := os.environ.get("DAPR_API_TOKEN"):
                 found.append(("dapr-api-token", token))
+        if trace := os.environ.get("TRACEPARENT"):
+            # A script's own trace, as other tools of the shell take it.
+            found.append(("traceparent", trace))
         return tuple(found)
 
 

@@ -10,6 +10,7 @@ APIs it may use).
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 
 from cli.errors import CommandError
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
+from cli.mesh.observing import with_tracing
 from cli.mesh.secrets import Secret, secret_name
 from cli.mesh.sets import ComponentSet
 
@@ -110,7 +112,7 @@ def write_configuration(
         secrets: those that there are.
         environment: the service's, which names secrets of its own.
     """
-    shared = yaml.safe_load(components.configuration.read_text())
+    shared = with_tracing(yaml.safe_load(components.configuration.read_text()), os.environ)
     effective = effective_configuration(
         shared,
         service_configuration(service),

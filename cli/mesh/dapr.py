@@ -137,7 +137,8 @@ def sidecar_command(
     """
     health = service_health(replica)
     arguments = sidecar_arguments(binaries.daprd, replica, data.components, configuration, ports)
-    environment = {**tokens, **direct_loopback()}
+    # In traces a sidecar's spans are apart from its service's.
+    environment = {**tokens, "OTEL_SERVICE_NAME": f"{replica.service}.daprd", **direct_loopback()}
     if identities:
         arguments += identities.sidecar_arguments
         environment |= identities.environment(replica.app_id)

@@ -8,6 +8,7 @@ components/          the effective component YAML
 configurations/      each sidecar's Configuration
 logs/                one file a process, the one before kept as .1
 identities/          with --mtls: the mesh's certificate authority, and what each sidecar asks it with
+targets/             what there is to scrape, for Prometheus (see cli.mesh.observing)
 postgres/ scheduler/
 redis/ rabbitmq/ kafka/  whichever the component set names
 run/                 Unix sockets
@@ -104,6 +105,11 @@ class DataDirectory:
     def scheduler(self) -> Path:
         """The scheduler's etcd data: jobs survive with it."""
         return self.path / "scheduler"
+
+    @property
+    def targets(self) -> Path:
+        """Where Prometheus learns what to scrape."""
+        return self.path / "targets"
 
     @property
     def supervisor_lock(self) -> Path:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.errors import CommandError, NotRunning
 from cli.mesh.data import DataDirectory, write_private
+from cli.mesh.observing import write_targets
 from cli.mesh.sets import BrokerKind
 
 
@@ -97,8 +98,9 @@ class MeshDescription(BaseModel):
     processes: dict[str, ProcessDescription]
 
     def write(self, data: DataDirectory) -> None:
-        """Replaces mesh.json at once."""
+        """Replaces mesh.json at once, and what Prometheus reads of it."""
         write_private(data.mesh_file, self.model_dump_json(indent=2) + "\n")
+        write_targets(self, data)
 
     @classmethod
     def load(cls, path: Path) -> "MeshDescription":

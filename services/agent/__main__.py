@@ -9,6 +9,7 @@ from gaggle.owner.v1 import owner_service_pb2
 from services.agent.a2a import A2A_ACCESS, SERVICE, A2AServicer
 from services.agent.chat_service import ChatServicer
 from services.agent.chatting import Chats
+from services.agent.metrics import AgentMetrics
 from services.agent.models.catalog import Catalog
 from services.agent.owning import Owner
 from services.agent.peers import Conversations, Extensions
@@ -50,7 +51,8 @@ def build(runtime: Runtime, settings: AgentSettings) -> Wiring:
     # As the outbox names it: the process that comes back in its place knows its predecessor's turns as its own.
     holder = f"{settings.app_id}@{socket.gethostname()}:{settings.port}"
     turns = Turns(store, sessions, conversations, catalog, settings, holder)
-    parts = Parts(turns, sessions, conversations, Extensions(extension, issue), catalog, settings)
+    metrics = AgentMetrics(runtime.metrics.registry)
+    parts = Parts(turns, sessions, conversations, Extensions(extension, issue), catalog, settings, metrics)
     runs = Runs(parts)
     watcher = Watcher(store, runs, poll_seconds=settings.checkpoint_seconds)
     chats = Chats(turns, runs, watcher, catalog, settings)

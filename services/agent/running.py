@@ -20,12 +20,14 @@ import jsonschema
 import structlog
 from google.protobuf import json_format
 from google.rpc import code_pb2
+from opentelemetry.trace import SpanKind
 
 from gaggle.agent.state.v1 import document_pb2
 from gaggle.agent.v1 import event_pb2, session_pb2, turn_pb2
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.conversation.v1 import message_pb2
 from services.agent import journal, usage
+from services.agent.metrics import AgentMetrics
 from services.agent.models.base import CalledTool, Finished, Model, ModelError, Prompt, ThinkingText
 from services.agent.models.catalog import Catalog
 from services.agent.peers import Conversations, Extensions, is_gone
@@ -56,7 +58,7 @@ from services.runtime.call import trace_metadata
 from services.runtime.errors import ConflictError, DeadlineError, GaggleError, UnavailableError
 from services.runtime.events import Change, build_events
 from services.runtime.state import CommitFailedError, Put
-from services.runtime.telemetry import current_trace
+from services.runtime.telemetry import current_trace, part
 
 MAX_RESULT_BYTES = 256 * 1024
 MAX_RESULTS_BYTES = 2 * 1024 * 1024
@@ -125,6 +127,7 @@ class Parts:
         extensions: Extensions,
         catalog: Catalog,
         settings: AgentSettings,
+        metrics: AgentMetrics,
     ) -> None:
         """Passed on to each turn."""
         self.turns = turns
@@ -133,6 +136,7 @@ class Parts:
         self.extensions = extensions
         self.catalog = catalog
         self.settings = settings
+        self.metrics = metrics
 
 
 class TurnRun:
@@ -506,6 +510,20 @@ class TurnRun:
         raise AssertionError
 
     async def _ask_once(self, prompt: Prompt) -> tuple[str, str, Finished]:
+        label, began, outcome = self._parts.catalog.label(self._model), time.perf_counter(), "failed"
+        try:
+            with part(f"model {label}", kind=SpanKind.CLIENT):
+                answer = await self._ask_model(prompt)
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        else:
+            return answer
+        finally:
+            self._parts.metrics.model.labels(label, outcome).observe(time.perf_counter() - began)
+
+    async def _ask_model(self, prompt: Prompt) -> tuple[str, str, Finished]:
         thinking: list[str] = []
         size = 0
         async with contextlib.aclosing(self._model.answer(prompt)) as pieces:  # type: ignore[type-var]
@@ -570,6 +588,7 @@ class TurnRun:
 
         self.turn.answer.CopyFrom(message)
         await self._commit(change, day_key(self.turn.user_id, day))
+        self._parts.metrics.count(self._parts.catalog.label(self._model), counted)
         self._step_text = []
         await self._append_pending()
         return last or bool(ending)
@@ -784,6 +803,8 @@ class TurnRun:
 
         self._responses[call.id] = response
         await self._commit(change, event=turn_pb2.TurnEvent(tool_result=answered))
+        name = event_pb2.ToolOutcome.Name(outcome).removeprefix("TOOL_OUTCOME_").lower()
+        self._parts.metrics.tools.labels(name).inc()
 
     async def _response(
         self, call: document_pb2.ToolCallDocument
@@ -1005,6 +1026,7 @@ class TurnRun:
             self.turn, self._following = await self._patiently(
                 lambda: self._parts.turns.finish(source, status, prepare)
             )
+        self._parts.metrics.ended(status)
         self.journal.add(marked[0])
         self.changed.set()
 

@@ -16,6 +16,7 @@ import structlog
 from mcp import Client, MCPError
 from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST
+from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter, ValidationError
 
 from gaggle.extension.v1 import extension_pb2
@@ -24,6 +25,7 @@ from services.extension.domain import MAX_INSTRUCTIONS_CHARACTERS
 from services.extension.errors import CallFailedError, ConnectionLostError
 from services.extension.process import Death, Streams
 from services.extension.schema import Checker, UnusableSchemaError
+from services.runtime.telemetry import current_trace, part
 
 MAX_TOOLS = 1000
 MAX_TOOLS_BYTES = 8 * 1024 * 1024
@@ -178,19 +180,8 @@ class Connection:
         self._listeners.add(on_log)
         try:
             async with self._slots:
-                session = self._usable().session
-                # Its type names the members that the protocol knows; others may stand beside them.
-                named = {CALL_ID: call_id, TOKEN: token}
-                meta: Any = {name: value for name, value in named.items() if value} or None
-                request = types.CallToolRequest(
-                    params=types.CallToolRequestParams(
-                        name=tool,
-                        arguments=arguments,
-                        _meta=meta,
-                    )
-                )
-                # Not the client's own call_tool: that checks results by the server's schema without any bound.
-                answer = await self._guard(session.send_request(request, _ANSWER, progress_callback=on_progress))
+                with part("tools/call", kind=SpanKind.CLIENT, attributes={"mcp.tool.name": tool}):
+                    answer = await self._send(tool, arguments, call_id=call_id, token=token, on_progress=on_progress)
         finally:
             self.calls -= 1
             self._listeners.discard(on_log)
@@ -200,6 +191,21 @@ class Connection:
         if known is not None and known.structured is not None and not answer.is_error:
             _check_structured(known.structured, answer)
         return answer
+
+    async def _send(
+        self, tool: str, arguments: dict[str, Any], *, call_id: str, token: str, on_progress: ProgressFnT
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        session = self._usable().session
+        # Its type names the members that the protocol knows; others may stand beside them.
+        meta: Any = {name: value for name, value in {CALL_ID: call_id, TOKEN: token}.items() if value}
+        if (trace := current_trace.get()) is not None and trace.sampled:
+            # As the protocol has it for W3C traces: what the tool does can join.
+            meta["traceparent"] = trace.traceparent
+        request = types.CallToolRequest(
+            params=types.CallToolRequestParams(name=tool, arguments=arguments, _meta=meta or None)
+        )
+        # Not the client's own call_tool: that checks results by the server's schema without any bound.
+        return await self._guard(session.send_request(request, _ANSWER, progress_callback=on_progress))
 
     def _usable(self) -> Client:
         if self._client is None or not self.alive:

@@ -15,6 +15,7 @@ from services.notification.writing import Writer
 from services.runtime import topics
 from services.runtime.callbacks import Outcome, Subscription, TopicEvent, TopicHandler
 from services.runtime.errors import FailedPreconditionError, GaggleError
+from services.runtime.telemetry import part
 
 _MAX_USER_BYTES = 128
 _MAX_TYPE_BYTES = 64
@@ -78,7 +79,8 @@ class Events:
         metadata = body.get("metadata")
         trace = str(metadata.get("traceparent", "")) if isinstance(metadata, dict) else ""
         try:
-            await self._writer.tell(user_id, news, Once(event_id=news.source_event_id), trace)
+            with part("event", traceparent=trace):
+                await self._writer.tell(user_id, news, Once(event_id=news.source_event_id))
         except FailedPreconditionError:
             return Outcome.SUCCESS  # Erased: nobody is there to be told.
         except GaggleError as error:

@@ -52,7 +52,7 @@ def build(runtime: Runtime, settings: RecipeSettings) -> Wiring:
         settings,
     )
     stepper = Stepper(executions, actions, settings)
-    workflows = Workflows(runtime.sidecar, settings, executions, actions)
+    workflows = Workflows(runtime.sidecar, settings, executions, actions, runtime.tracing)
     executions.nudge = workflows.nudge
     owner = Owner(users, repository, executions, workflows.nudge)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)

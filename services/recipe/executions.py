@@ -31,6 +31,7 @@ from services.runtime.ids import new_id
 from services.runtime.keys import user_part
 from services.runtime.requests import body_hash
 from services.runtime.state import Put, Remove, StateStore
+from services.runtime.telemetry import current_trace
 
 NUDGE = "execution.nudge"
 MAX_PLAN_BYTES = 2 * 1024 * 1024
@@ -88,7 +89,10 @@ class Executions:
             except GaggleError as error:
                 _log.info("nudge_left_to_the_outbox", execution=execution_id, error=error.message)
 
-        task = asyncio.create_task(do(), context=contextvars.Context())
+        # In a context of its own: the caller's deadline has no say here, only its trace.
+        context = contextvars.Context()
+        context.run(current_trace.set, current_trace.get())
+        task = asyncio.create_task(do(), context=context)
         self._nudging.add(task)
         task.add_done_callback(self._nudging.discard)
 

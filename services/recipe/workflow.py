@@ -29,12 +29,14 @@ from services.runtime.dapr import workflow_pb2
 from services.runtime.errors import GaggleError, UnavailableError
 from services.runtime.settings import ServiceSettings
 from services.runtime.sidecar import Sidecar
+from services.runtime.telemetry import Tracing, current_traceparent, part
 
 EXECUTION = "execution"
 BRANCH = "branch"
 WAKE = "wake"
 _ACTIVITY = "recipe-step"
 _COMPONENT = "dapr"
+_TRACE = "traceparent"
 _TIMEOUT_SECONDS = 10.0
 _READY_SECONDS = 60.0
 _FIRST_LOOK_SECONDS = 5.0
@@ -147,8 +149,11 @@ class _Walker:
 class Workflows:
     """This process's worker, and the way to workflows wherever they run."""
 
-    def __init__(self, sidecar: Sidecar, settings: ServiceSettings, executions: Executions, actions: Actions) -> None:
+    def __init__(
+        self, sidecar: Sidecar, settings: ServiceSettings, executions: Executions, actions: Actions, tracing: Tracing
+    ) -> None:
         """Made inside the event loop."""
+        self._tracing = tracing
         self._sidecar = sidecar
         self._settings = settings
         self._executions = executions
@@ -160,8 +165,8 @@ class Workflows:
         """Begin to take work from the sidecar. Raises UnavailableError."""
         self._stepper = stepper
         loop = asyncio.get_running_loop()
-        handler = logging.StreamHandler()
-        handler.setLevel(logging.WARNING)
+        # The library's loggers go on to the process's own, which write JSON.
+        handler = logging.NullHandler()
         runtime = WorkflowRuntime(
             host="127.0.0.1" if not self._settings.sidecar_address else self._settings.sidecar_address,
             port=str(self._settings.sidecar_port),
@@ -206,7 +211,11 @@ class Workflows:
             "again": lambda: stepper.again(key, data["run"], int(data["attempt"])),
             "finish": lambda: stepper.finish(key, data["run"], data["verdict"]),
         }[data["do"]]
-        return await stepper.guarded(work)
+        # Steps go on in the trace in which the execution was started, whichever process has them.
+        step = {"gaggle.recipe.step": str(data["id"])} if "id" in data else {}
+        traceparent = str(data.get(_TRACE, ""))
+        with part(f"recipe {data['do']}", traceparent=traceparent, attributes=step, tracing=self._tracing):
+            return await stepper.guarded(work)
 
     # -- starting, waking, stopping
 
@@ -233,7 +242,7 @@ class Workflows:
             instance_id=instance,
             workflow_component=_COMPONENT,
             workflow_name=EXECUTION,
-            input=json.dumps(key.data()).encode(),
+            input=json.dumps(key.data() | {_TRACE: current_traceparent()}).encode(),
         )
         try:
             await self._sidecar.stub.StartWorkflowBeta1(
@@ -280,4 +289,5 @@ class Workflows:
 
 
 def _key(data: dict[str, Any]) -> dict[str, str]:
-    return Key.of(data).data()
+    trace = {_TRACE: str(data[_TRACE])} if _TRACE in data else {}
+    return Key.of(data).data() | trace

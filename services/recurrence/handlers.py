@@ -14,7 +14,7 @@ from services.runtime.callbacks import Outcome, TopicEvent
 from services.runtime.errors import ConflictError, FailedPreconditionError, GaggleError, NotFoundError
 from services.runtime.invocation import Peer
 from services.runtime.recurrence import RuleError
-from services.runtime.telemetry import join
+from services.runtime.telemetry import part
 
 _ATTEMPTS = 5
 _ACTS_FOR_ITSELF = "recurrence"
@@ -48,9 +48,9 @@ class Continuation:
         if completed is None:
             return Outcome.SUCCESS
         user_id, task_id, traceparent = completed
-        join(traceparent)
         try:
-            await self.follow(user_id, task_id)
+            with part("task completed", traceparent=traceparent):
+                await self.follow(user_id, task_id)
         except GaggleError as error:
             _log.warning("event_put_off", topic=event.topic, id=event.id, error=error.message)
             return Outcome.RETRY

@@ -17,6 +17,7 @@ from services.reminder.settings import ReminderSettings
 from services.reminder.store import ReminderStore
 from services.reminder.sweeping import Sweep
 from services.reminder.tasks import Tasks
+from services.reminder.upcoming import Upcoming
 from services.reminder.writing import Writer
 from services.runtime import topics
 from services.runtime.callbacks import Subscription
@@ -53,7 +54,7 @@ def build(runtime: Runtime, settings: ReminderSettings) -> Wiring:
     )
     owner = Owner(store)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)
-    servicer = ReminderServicer(Writer(store, tasks, check_tasks=settings.check_tasks), Reader(store))
+    servicer = ReminderServicer(Writer(store, tasks, check_tasks=settings.check_tasks), Reader(store), Upcoming(store))
     dead = topics.dead_letter_topic(settings.app_id)
     services = reminder_service_pb2.DESCRIPTOR.services_by_name
     owners = owner_service_pb2.DESCRIPTOR.services_by_name

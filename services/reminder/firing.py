@@ -22,7 +22,7 @@ from services.reminder.store import ReminderStore
 from services.reminder.tasks import Tasks, read
 from services.runtime.errors import DeadlineError, UnavailableError
 from services.runtime.jobs import SCHEDULER, JobEvent
-from services.runtime.telemetry import join
+from services.runtime.telemetry import current_traceparent, part
 
 _EARLY = timedelta(seconds=2)
 """How much too early a job may come and be waited for here."""
@@ -81,16 +81,16 @@ class Firing:
         if document is None or one is None:
             return Outcome.STALE
         await self._wait(one)
-        join(one.traceparent)
-        task, unchecked = await self._task(user_id, document, one)
         outcome = Outcome.STALE
+        with part(f"reminder due, by {by}", traceparent=one.traceparent):
+            task, unchecked = await self._task(user_id, document, one)
 
-        def apply(edit: Edit) -> bytes:
-            nonlocal outcome
-            outcome = self._apply(edit, reminder_id, occurrence, task, unchecked=unchecked)
-            return b""
+            def apply(edit: Edit) -> bytes:
+                nonlocal outcome
+                outcome = self._apply(edit, reminder_id, occurrence, task, unchecked=unchecked)
+                return b""
 
-        await self._store.change(user_id, task_id, apply, traceparent=one.traceparent)
+            await self._store.change(user_id, task_id, apply, traceparent=current_traceparent() or one.traceparent)
         if outcome is Outcome.FIRED:
             self._metrics.fired.labels(by).inc()
             late = (self._store.now() - one.reminder.remind_at.ToDatetime(UTC)).total_seconds()

@@ -7,8 +7,9 @@ from gaggle.reminder.v1 import reminder_service_pb2_grpc as api_grpc
 from services.reminder import validation
 from services.reminder.reading import Reader
 from services.reminder.tasks import SERVICE
+from services.reminder.upcoming import Upcoming
 from services.reminder.writing import Writer
-from services.runtime.access import Access, user_or
+from services.runtime.access import ADMIN, Access, user_or
 from services.runtime.identity import current_caller
 
 REMINDER_ACCESS: dict[str, Access] = {
@@ -17,6 +18,7 @@ REMINDER_ACCESS: dict[str, Access] = {
     "CancelReminders": user_or("agent", SERVICE),
     "GetReminder": user_or("agent", "notification", "sync"),
     "ListReminders": user_or("agent", "extension", "notification", "sync"),
+    "ListDueReminders": ADMIN,
     "*": user_or("agent"),
 }
 
@@ -24,8 +26,9 @@ REMINDER_ACCESS: dict[str, Access] = {
 class ReminderServicer(api_grpc.ReminderServiceServicer):
     """Serves gaggle.reminder.v1.ReminderService."""
 
-    def __init__(self, writer: Writer, reader: Reader) -> None:
-        """Both on the same state."""
+    def __init__(self, writer: Writer, reader: Reader, upcoming: Upcoming) -> None:
+        """All on the same state."""
+        self._upcoming = upcoming
         self._writer = writer
         self._reader = reader
 
@@ -61,3 +64,8 @@ class ReminderServicer(api_grpc.ReminderServiceServicer):
         """See the contract."""
         validation.listing(request)
         return await self._reader.page(current_caller().user_id, request)
+
+    async def ListDueReminders(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        """See the contract."""
+        validation.due(request)
+        return await self._upcoming.page(request)

@@ -96,6 +96,14 @@ def listing(request: api.ListRemindersRequest) -> None:
     violations.raise_if_any()
 
 
+def due(request: api.ListDueRemindersRequest) -> None:
+    """Check a request for what fires next. Raises InvalidArgumentError."""
+    violations = Violations()
+    violations.check(ok=request.page_size >= 0, field="page_size", what="must not be negative")
+    violations.check(ok=_whole(request.horizon), field="horizon", what="must not be negative")
+    violations.raise_if_any()
+
+
 def _task(violations: Violations, request: api.ScheduleRemindersRequest | api.RescheduleRemindersRequest) -> None:
     """Check what is said of the task."""
     size = len(request.title.encode())

@@ -64,7 +64,13 @@ def build_events(
         event_id = f"{id_prefix}.{part}"
         body = envelope(change, one.topic, event_id, one.data, event_type=one.event_type, part=part, parts=len(told))
         events.append(
-            document_pb2.OutboxEvent(topic=one.topic, event_id=event_id, ordering_key=ordering_key, payload=body)
+            document_pb2.OutboxEvent(
+                topic=one.topic,
+                event_id=event_id,
+                ordering_key=ordering_key,
+                payload=body,
+                traceparent=change.traceparent,
+            )
         )
     return events
 

@@ -32,7 +32,7 @@ from gaggle.runtime.state.v1 import document_pb2
 from services.runtime.errors import ConflictError, GaggleError, UnavailableError
 from services.runtime.sidecar import Sidecar
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
-from services.runtime.telemetry import Metrics
+from services.runtime.telemetry import Metrics, part
 
 SLOTS = 64
 BLOCK = 256
@@ -203,7 +203,11 @@ class Outbox:
                 continue
             try:
                 await self._sidecar.publish(
-                    self._pubsub, event.topic, event.payload, {"partitionKey": event.ordering_key}
+                    self._pubsub,
+                    event.topic,
+                    event.payload,
+                    {"partitionKey": event.ordering_key},
+                    traceparent=event.traceparent,
                 )
             except UnavailableError:
                 self._metrics.publish_failures.labels(event.topic).inc()
@@ -308,8 +312,10 @@ class Outbox:
                 if row is not None:
                     await self.publish_row(row, ordering_key)
                     first = ordering_key is None or not row.events or row.events[0].ordering_key == ordering_key
-                    for work in row.clean_ups if first else ():
-                        await self._clean_ups[work.kind](work.argument)
+                    if first and row.clean_ups:
+                        with part("clean up", traceparent=row.events[0].traceparent if row.events else ""):
+                            for work in row.clean_ups:
+                                await self._clean_ups[work.kind](work.argument)
             except (GaggleError, CommitFailedError) as error:
                 _log.warning("publish_failed", number=number.key, error=str(error))
             except Exception:  # noqa: BLE001 - as the comment says

@@ -22,19 +22,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from pydantic import ValidationError
 
+from gaggle.operations.v1 import operations_service_pb2
 from services.runtime.access import CALLBACK, CALLBACK_AT_START, PUBLIC, Access
 from services.runtime.callbacks import BindingHandler, Callbacks, Subscription
 from services.runtime.dapr import appcallback_pb2
 from services.runtime.errors import GaggleError, UnavailableError
 from services.runtime.identity import ServiceTokens, TokenSigner, Verifier, jwks_url
 from services.runtime.jobs import JobHandler
+from services.runtime.logs import LogLevel, configure_logging
+from services.runtime.operating import OPERATIONS_ACCESS, OperationsServicer
 from services.runtime.outbox import CleanUpFunction, Outbox
 from services.runtime.pipeline import Pipeline
 from services.runtime.sessions import sessions_of
 from services.runtime.settings import ServiceSettings
 from services.runtime.sidecar import CHANNEL_OPTIONS, Sidecar
 from services.runtime.state import StateStore
-from services.runtime.telemetry import Metrics, Tracing, configure_logging
+from services.runtime.telemetry import Metrics, Tracing
 
 READY = "ready"
 """The name by which grpc.health.v1 tells, of any service, that it takes calls."""
@@ -119,6 +122,13 @@ class Runtime:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
+        self.tracing = Tracing(
+            name,
+            sample_ratio=settings.trace_sample_ratio,
+            otlp_endpoint=settings.otlp_endpoint,
+            zipkin_endpoint=settings.zipkin_endpoint,
+            instance=f"{settings.app_id}@{socket.gethostname()}:{settings.port}",
+        )
         self.sidecar = Sidecar(
             settings.sidecar_target,
             api_token=settings.dapr_api_token.get_secret_value(),
@@ -185,9 +195,9 @@ def run(name: str, settings_class: type[S], build: Callable[[Runtime, S], Wiring
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         sys.stderr.write(f"gaggle {name}: settings: {problems}\n")
         raise SystemExit(2) from None
-    configure_logging(settings.log_level, service=name, app_id=settings.app_id)
+    log_level = configure_logging(settings.log_level, service=name, app_id=settings.app_id)
     try:
-        uvloop.run(_serve(name, settings, build))
+        uvloop.run(_serve(name, settings, build, log_level))
     except StartError as error:
         sys.stderr.write(f"gaggle {name}: {error}\n")
         raise SystemExit(1) from None
@@ -197,14 +207,13 @@ class StartError(Exception):
     """The service cannot start; the text is one line for the operator."""
 
 
-async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) -> None:
+async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring], log_level: LogLevel) -> None:
     runtime = Runtime(name, settings)
     wiring = build(runtime, settings)
     runtime.clean_ups.update(wiring.clean_ups)
-    tracing = Tracing(name, sample_ratio=settings.trace_sample_ratio, otlp_endpoint=settings.otlp_endpoint)
     pipeline = Pipeline(
         verifier=runtime.verifier,
-        tracing=tracing,
+        tracing=runtime.tracing,
         metrics=runtime.metrics,
         app_api_token=settings.app_api_token.get_secret_value(),
         max_concurrent_calls=settings.max_concurrent_calls,
@@ -219,7 +228,9 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         bindings=wiring.bindings,
         topic_names=settings.topic_names,
     )
-    server, health_servicer = make_server(pipeline, wiring.servicers, callbacks)
+    operations = operations_service_pb2.DESCRIPTOR.services_by_name["OperationsService"]
+    servicers = [*wiring.servicers, Exposed(operations, OperationsServicer(log_level), OPERATIONS_ACCESS)]
+    server, health_servicer = make_server(pipeline, servicers, callbacks)
     address = f"{settings.host}:{settings.port}"
     _listen(server, address, settings)
     if settings.metrics_port:
@@ -248,7 +259,7 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
             starting.result()
             background = [asyncio.ensure_future(_forever(work)) for work in wiring.background]
             pipeline.ready = callbacks.ready = True
-            for served in (READY, *(one.service.full_name for one in wiring.servicers)):
+            for served in (READY, *(one.service.full_name for one in servicers)):
                 await health_servicer.set(served, health_pb2.HealthCheckResponse.SERVING)
             _log.info("ready", address=address)
             await stopping.wait()
@@ -265,7 +276,7 @@ async def _serve(name: str, settings: S, build: Callable[[Runtime, S], Wiring]) 
         await _each(wiring.stop)
         await runtime.outbox.stop()
         await runtime.sidecar.close()
-        tracing.close()
+        runtime.tracing.close()
 
 
 async def _each(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:

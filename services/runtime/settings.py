@@ -52,6 +52,9 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str = ""
     """Where traces go by OTLP over gRPC, for example `http://127.0.0.1:4317`; empty: nowhere."""
 
+    zipkin_endpoint: str = ""
+    """Where traces go in Zipkin's own format, for example `http://127.0.0.1:9411/api/v2/spans`; empty: nowhere."""
+
     trace_sample_ratio: float = Field(default=0.01, ge=0, le=1)
     """How many of the calls that bring no decision of their own are traced."""
 

@@ -22,6 +22,8 @@ _PUBLISH_PATIENCE_SECONDS = 0.02
 _JOINED_PUBLISHES = 32
 _JOINED_BYTES = 1024 * 1024
 _JSON = "application/json"
+_TRACEPARENT = "cloudevent.traceparent"
+"""Metadata that daprd writes into the CloudEvent, in place of the publishing call's own."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -47,6 +49,7 @@ class _Publish:
     topic: str
     data: bytes
     metadata: Mapping[str, str]
+    traceparent: str = ""
 
 
 class Sidecar:
@@ -71,9 +74,10 @@ class Sidecar:
         self._topic_names = topic_names
         self._token: tuple[tuple[str, str], ...] = (("dapr-api-token", api_token),) if api_token else ()
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Give the metadata that every call to the sidecar carries."""
-        return (*self._token, *trace_metadata())
+    def metadata(self, traceparent: str = "") -> tuple[tuple[str, str], ...]:
+        """Give the metadata that every call to the sidecar carries; `traceparent` in the current trace's stead."""
+        trace = (("traceparent", traceparent),) if traceparent else trace_metadata()
+        return (*self._token, *trace)
 
     async def wait_until_ready(self, timeout_seconds: float = 60.0) -> Any:
         """Wait until the sidecar has loaded its components and sees this app; give its metadata.
@@ -110,12 +114,22 @@ class Sidecar:
             raise UnavailableError(f"secret {name!r} of {store}") from error
         return dict(response.data)
 
-    async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        pubsub: str,
+        topic: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        traceparent: str = "",
+    ) -> None:
         """Publish JSON bytes. Raises UnavailableError: it may or may not have reached the broker.
 
-        Those that are published at the same time reach the broker in any order.
+        Those that are published at the same time reach the broker in any order. With `traceparent` its delivery goes on
+        in that trace, by default in the current one.
         """
-        await self._publishes.ask(_Publish(pubsub, topic, data, metadata or {}))
+        traceparent = traceparent or next((value for _, value in trace_metadata()), "")
+        await self._publishes.ask(_Publish(pubsub, topic, data, metadata or {}, traceparent))
 
     async def _publish(self, one: _Publish) -> None:
         request = pubsub_pb2.PublishEventRequest(
@@ -126,7 +140,7 @@ class Sidecar:
             metadata=one.metadata,
         )
         try:
-            await self.stub.PublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
+            await self.stub.PublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata(one.traceparent))
         except grpc.aio.AioRpcError as error:
             raise UnavailableError(one.pubsub) from error
 
@@ -134,7 +148,11 @@ class Sidecar:
         """Publish to one topic. An error is everybody's: some of them may have been published, and will be again."""
         entries = [
             pubsub_pb2.BulkPublishRequestEntry(
-                entry_id=str(number), event=one.data, content_type=_JSON, metadata=one.metadata
+                entry_id=str(number),
+                event=one.data,
+                content_type=_JSON,
+                # One call publishes for several traces: each event goes on in its own.
+                metadata={**one.metadata, **({_TRACEPARENT: one.traceparent} if one.traceparent else {})},
             )
             for number, one in enumerate(several)
         ]
@@ -143,7 +161,9 @@ class Sidecar:
             pubsub_name=first.pubsub, topic=self._topic_names.get(first.topic, first.topic), entries=entries
         )
         try:
-            response = await self.stub.BulkPublishEvent(request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata())
+            response = await self.stub.BulkPublishEvent(
+                request, timeout=_TIMEOUT_SECONDS, metadata=self.metadata(first.traceparent)
+            )
         except grpc.aio.AioRpcError as error:
             raise UnavailableError(first.pubsub) from error
         failed = {int(entry.entry_id) for entry in response.failedEntries}

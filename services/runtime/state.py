@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
+import structlog
 
 from services.runtime.call import remaining_seconds
 from services.runtime.dapr import common_pb2, state_pb2
@@ -30,6 +31,9 @@ _JOINED_BYTES = 1024 * 1024
 _AWAY = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, None})
 _FIRST_WRITE = common_pb2.StateOptions(concurrency=common_pb2.StateOptions.CONCURRENCY_FIRST_WRITE)
 _STRONG = common_pb2.StateOptions.CONSISTENCY_STRONG
+
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,9 @@ class StateStore:
             observe = self._observe.get((operation, code))
             if observe is None:
                 observe = self._observe[operation, code] = self._metrics.state.labels(operation, code).observe
-            observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            observe(seconds)
+            _log.debug("state", operation=operation, code=code, ms=round(seconds * 1000, 3))
 
 
 def _may_join(chosen: Sequence[_Commit], commit: _Commit) -> bool:

@@ -282,7 +282,12 @@ def test_uninstalled_it_leaves_the_secrets_alone(mesh: Installed) -> None:
     mesh.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=5m")
     eventually(
         "the Pods are gone",
-        lambda: not mesh.cluster.objects("pods", NAMESPACE, "app.kubernetes.io/part-of=gaggle,app.kubernetes.io/name!=ready") or None,
+        lambda: (
+            not mesh.cluster.objects(
+                "pods", NAMESPACE, "app.kubernetes.io/part-of=gaggle,app.kubernetes.io/name!=ready"
+            )
+            or None
+        ),
     )
     for kind in ("deployments", "components", "configurations", "networkpolicies", "roles"):
         assert mesh.cluster.objects(kind, NAMESPACE) == [], kind

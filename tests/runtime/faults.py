@@ -82,12 +82,20 @@ class Link:
         if fault is Fault.LOST:
             raise CommitFailedError(UnavailableError("statestore"))
 
-    async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        pubsub: str,
+        topic: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        traceparent: str = "",
+    ) -> None:
         what = f"publish {data.decode()}"
         fault = await self._begin(what)
         if fault in {Fault.REFUSED, Fault.LATE}:
             raise UnavailableError("pubsub")
-        await self.broker.publish(pubsub, topic, data, metadata)
+        await self.broker.publish(pubsub, topic, data, metadata, traceparent=traceparent)
         await self._step(f"after {what}")
         if fault is Fault.LOST:
             raise UnavailableError("pubsub")

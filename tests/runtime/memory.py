@@ -79,8 +79,16 @@ class MemoryBroker:
         self.published: list[tuple[str, bytes]] = []
         self.away = False
 
-    async def publish(self, pubsub: str, topic: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
-        del pubsub, metadata
+    async def publish(
+        self,
+        pubsub: str,
+        topic: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        traceparent: str = "",
+    ) -> None:
+        del pubsub, metadata, traceparent
         await asyncio.sleep(0)
         if self.away:
             raise UnavailableError("pubsub")

@@ -40,6 +40,10 @@ class Catalog:
             raise InvalidArgumentError({"model": "there is no model of this name; ListModels has the names"})
         return self._openai(self._endpoints[endpoint], model_name, ModelSettings())
 
+    def label(self, model: Model) -> str:
+        """Give the name that metrics have for a model: users choose those that are not listed, as many as they like."""
+        return model.name if model.name in self._models else f"{model.provider}:other"
+
     def listed(self) -> list[Model]:
         """List what is known, the default one first."""
         return sorted(self._models.values(), key=lambda one: (one.name != self._default, one.name))

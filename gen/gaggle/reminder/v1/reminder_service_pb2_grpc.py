@@ -76,6 +76,11 @@ class ReminderServiceStub:
                 request_serializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersRequest.SerializeToString,
                 response_deserializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersResponse.FromString,
                 _registered_method=True)
+        self.ListDueReminders = channel.unary_unary(
+                '/gaggle.reminder.v1.ReminderService/ListDueReminders',
+                request_serializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersRequest.SerializeToString,
+                response_deserializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersResponse.FromString,
+                _registered_method=True)
 
 
 class ReminderServiceServicer:
@@ -138,6 +143,13 @@ class ReminderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDueReminders(self, request, context):
+        """What fires next, of all users, soonest first, and what is overdue before it. For an admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReminderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +182,11 @@ def add_ReminderServiceServicer_to_server(servicer, server):
                     servicer.ListReminders,
                     request_deserializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersRequest.FromString,
                     response_serializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersResponse.SerializeToString,
+            ),
+            'ListDueReminders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDueReminders,
+                    request_deserializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersRequest.FromString,
+                    response_serializer=gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -346,6 +363,33 @@ class ReminderService:
             '/gaggle.reminder.v1.ReminderService/ListReminders',
             gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersRequest.SerializeToString,
             gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListRemindersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDueReminders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaggle.reminder.v1.ReminderService/ListDueReminders',
+            gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersRequest.SerializeToString,
+            gaggle_dot_reminder_dot_v1_dot_reminder__service__pb2.ListDueRemindersResponse.FromString,
             options,
             channel_credentials,
             insecure,

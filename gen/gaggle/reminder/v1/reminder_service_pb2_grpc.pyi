@@ -64,6 +64,8 @@ class ReminderServiceStub:
     """The caller's reminders, strongly consistent: tasks in the order in which they got their first reminder, newest
     first; those of a task by time. Those that will not fire any more are kept for 30 days.
     """
+    ListDueReminders: _grpc.UnaryUnaryMultiCallable[_reminder_service_pb2.ListDueRemindersRequest, _reminder_service_pb2.ListDueRemindersResponse]
+    """What fires next, of all users, soonest first, and what is overdue before it. For an admin."""
 
 @_typing.type_check_only
 class ReminderServiceAsyncStub(ReminderServiceStub):
@@ -101,6 +103,8 @@ class ReminderServiceAsyncStub(ReminderServiceStub):
     """The caller's reminders, strongly consistent: tasks in the order in which they got their first reminder, newest
     first; those of a task by time. Those that will not fire any more are kept for 30 days.
     """
+    ListDueReminders: _aio.UnaryUnaryMultiCallable[_reminder_service_pb2.ListDueRemindersRequest, _reminder_service_pb2.ListDueRemindersResponse]  # type: ignore[assignment]
+    """What fires next, of all users, soonest first, and what is overdue before it. For an admin."""
 
 class ReminderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reminds of tasks. Every method acts for the user of the caller's token; another user's reminder answers NOT_FOUND.
@@ -171,5 +175,13 @@ class ReminderServiceServicer(metaclass=_abc_1.ABCMeta):
         """The caller's reminders, strongly consistent: tasks in the order in which they got their first reminder, newest
         first; those of a task by time. Those that will not fire any more are kept for 30 days.
         """
+
+    @_abc_1.abstractmethod
+    def ListDueReminders(
+        self,
+        request: _reminder_service_pb2.ListDueRemindersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reminder_service_pb2.ListDueRemindersResponse, _abc.Awaitable[_reminder_service_pb2.ListDueRemindersResponse]]:
+        """What fires next, of all users, soonest first, and what is overdue before it. For an admin."""
 
 def add_ReminderServiceServicer_to_server(servicer: ReminderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

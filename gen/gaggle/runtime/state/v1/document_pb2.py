@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gaggle/runtime/state/v1/document.proto\x12\x17gaggle.runtime.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n\nOutboxSlot\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06ranges\x18\x04 \x03(\x0b\x32$.gaggle.runtime.state.v1.OutboxRange\"7\n\x0bOutboxRange\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0b\n\x03low\x18\x02 \x01(\x04\x12\x0c\n\x04high\x18\x03 \x01(\x04\"\x98\x01\n\tOutboxRow\x12\x11\n\ttombstone\x18\x01 \x01(\x08\x12\x34\n\x06\x65vents\x18\x02 \x03(\x0b\x32$.gaggle.runtime.state.v1.OutboxEvent\x12\x33\n\tclean_ups\x18\x03 \x03(\x0b\x32 .gaggle.runtime.state.v1.CleanUp\x12\r\n\x05quiet\x18\x04 \x01(\x08\"U\n\x0bOutboxEvent\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x14\n\x0cordering_key\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\")\n\x07\x43leanUp\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08\x61rgument\x18\x02 \x01(\x0c\"/\n\nRequestRow\x12\x11\n\tbody_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"O\n\x0e\x45ventReference\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x1e\n\nUserBucket\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"b\n\nErasureRow\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x31\n\rcomplete_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05items\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gaggle/runtime/state/v1/document.proto\x12\x17gaggle.runtime.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n\nOutboxSlot\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06ranges\x18\x04 \x03(\x0b\x32$.gaggle.runtime.state.v1.OutboxRange\"7\n\x0bOutboxRange\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0b\n\x03low\x18\x02 \x01(\x04\x12\x0c\n\x04high\x18\x03 \x01(\x04\"\x98\x01\n\tOutboxRow\x12\x11\n\ttombstone\x18\x01 \x01(\x08\x12\x34\n\x06\x65vents\x18\x02 \x03(\x0b\x32$.gaggle.runtime.state.v1.OutboxEvent\x12\x33\n\tclean_ups\x18\x03 \x03(\x0b\x32 .gaggle.runtime.state.v1.CleanUp\x12\r\n\x05quiet\x18\x04 \x01(\x08\"j\n\x0bOutboxEvent\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x14\n\x0cordering_key\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\")\n\x07\x43leanUp\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08\x61rgument\x18\x02 \x01(\x0c\"/\n\nRequestRow\x12\x11\n\tbody_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"O\n\x0e\x45ventReference\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x1e\n\nUserBucket\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"b\n\nErasureRow\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x31\n\rcomplete_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05items\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OUTBOXROW']._serialized_start=307
   _globals['_OUTBOXROW']._serialized_end=459
   _globals['_OUTBOXEVENT']._serialized_start=461
-  _globals['_OUTBOXEVENT']._serialized_end=546
-  _globals['_CLEANUP']._serialized_start=548
-  _globals['_CLEANUP']._serialized_end=589
-  _globals['_REQUESTROW']._serialized_start=591
-  _globals['_REQUESTROW']._serialized_end=638
-  _globals['_EVENTREFERENCE']._serialized_start=640
-  _globals['_EVENTREFERENCE']._serialized_end=719
-  _globals['_USERBUCKET']._serialized_start=721
-  _globals['_USERBUCKET']._serialized_end=751
-  _globals['_ERASUREROW']._serialized_start=753
-  _globals['_ERASUREROW']._serialized_end=851
+  _globals['_OUTBOXEVENT']._serialized_end=567
+  _globals['_CLEANUP']._serialized_start=569
+  _globals['_CLEANUP']._serialized_end=610
+  _globals['_REQUESTROW']._serialized_start=612
+  _globals['_REQUESTROW']._serialized_end=659
+  _globals['_EVENTREFERENCE']._serialized_start=661
+  _globals['_EVENTREFERENCE']._serialized_end=740
+  _globals['_USERBUCKET']._serialized_start=742
+  _globals['_USERBUCKET']._serialized_end=772
+  _globals['_ERASUREROW']._serialized_start=774
+  _globals['_ERASUREROW']._serialized_end=872
 # @@protoc_insertion_point(module_scope)

@@ -129,12 +129,15 @@ class OutboxEvent(_message.Message):
     EVENT_ID_FIELD_NUMBER: _builtins.int
     ORDERING_KEY_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     event_id: _builtins.str
     ordering_key: _builtins.str
     """What order is kept by."""
     payload: _builtins.bytes
     """gaggle.common.v1.Event as JSON, as published."""
+    traceparent: _builtins.str
+    """The W3C trace of the change, in which it is published too; empty: none."""
     def __init__(
         self,
         *,
@@ -142,10 +145,11 @@ class OutboxEvent(_message.Message):
         event_id: _builtins.str = ...,
         ordering_key: _builtins.str = ...,
         payload: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "ordering_key", b"ordering_key", "payload", b"payload", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "ordering_key", b"ordering_key", "payload", b"payload", "topic", b"topic", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""`gaggle dashboard`: a page about the mesh that runs on this machine."""

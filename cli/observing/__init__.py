@@ -1,0 +1,1 @@
+"""`gaggle observe` and `gaggle log-level`: Prometheus and Zipkin beside a mesh, and what its services log."""

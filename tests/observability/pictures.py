@@ -1,0 +1,133 @@
+"""Makes the pictures of docs/ from a mesh at work: `python -m tests.observability.pictures`."""
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from cli.binaries.chromium import Chromium, chromium
+from cli.binaries.zipkin import zipkin
+from cli.mesh.data import PROJECT_ROOT
+from cli.mesh.ports import find_free_base
+from cli.observing.programs import running_zipkin
+from gaggle.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from tests.agent.agents import said
+from tests.mesh_fixture import Mesh, start_mesh
+from tests.notification.notifying import Notified
+from tests.observability import browser
+from tests.observability.chatting import ASSISTANT, chat
+from tests.observability.tracing import Trace, Zipkin
+from tests.recipe.running import Cook
+from tests.reminder.reminding import Reminding, ahead
+
+_DOCS = PROJECT_ROOT / "docs"
+_BUSY_SECONDS = 40
+_RECIPE = "version: 1.0.0\ntitle: Release notes\ndescription: Asks once\nprompt: say Written\n"
+
+
+async def _trace(mesh: Mesh, address: str, found: Chromium) -> None:
+    """One chat from its question to the notification, as Zipkin's own page shows it."""
+    trace, user = Trace.begin(), "ann"
+    await chat(mesh, user, trace, 'tool remind {"title": "Take the cake out"}')
+    async with mesh.channel("notification") as channel:
+        await Notified(mesh, channel, user).until(1, within=60.0)
+
+    def whole(spans: list[Any]) -> bool:
+        names = {one["localEndpoint"]["serviceName"] for one in spans}
+        return {"agent", "conversation", "extension", "task", "reminder", "notification", "audit"} <= names
+
+    spans = await Zipkin(address).until(trace, whole, what="the whole trace")
+    (Path(tempfile.gettempdir()) / "gaggle-trace.json").write_text(json.dumps(spans))
+    await asyncio.to_thread(
+        browser.screenshot,
+        found,
+        f"{address}/zipkin/traces/{trace.trace_id}",
+        _DOCS / "trace.png",
+        width=1500,
+        height=1500,
+    )
+
+
+async def _busy(mesh: Mesh) -> None:
+    """Some people at work, for as long as the little curves take."""
+    people = ["ann", "bob", "eve"]
+    ends = time.monotonic() + _BUSY_SECONDS
+
+    async def work(user: str) -> None:
+        async with (
+            mesh.channel("agent") as agent,
+            mesh.channel("reminder") as reminders,
+            mesh.channel("task") as tasks,
+            mesh.channel("recipe") as recipes,
+        ):
+            agents: Any = agent_service_pb2_grpc.AgentServiceStub(agent)
+            reminding = Reminding(mesh, reminders, tasks, user)
+            titles = ["Take the cake out", "Call the plumber", "Send the invoice", "Water the plants"]
+            for minutes, title in enumerate(titles, start=1):
+                await reminding.task(ahead(900 * minutes + 60), 60, title=title)
+            cook = Cook(recipes, mesh.metadata(user))
+            await cook.ended(await cook.start(_RECIPE))
+            while time.monotonic() < ends:
+                try:
+                    request = agent_service_pb2.ChatRequest(message=said("say Good morning"), model="offline")
+                    async for _ in agents.Chat(request, metadata=mesh.metadata(user), timeout=30):
+                        pass
+                    await reminding.task(ahead(3), 2, title="Stand up")
+                    await reminding.tasker.list()
+                except grpc.aio.AioRpcError as error:
+                    print(error.code(), file=sys.stderr)  # noqa: T201 - a script
+
+    await asyncio.gather(*map(work, people))
+
+
+async def _dashboard(mesh: Mesh, found: Chromium) -> None:
+    """The dashboard while people are at work, by day and by night."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli.main", "dashboard", "--port", "0", "--data", str(mesh.data.path)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        page = (await process.stdout.readline()).decode().strip()
+
+        async def watched() -> None:
+            # Somebody looks meanwhile, so that there are curves.
+            await asyncio.to_thread(browser.dom, found, page)
+
+        await asyncio.gather(_busy(mesh), watched())
+        for name, dark in (("dashboard.png", False), ("dashboard-dark.png", True)):
+            await asyncio.to_thread(browser.screenshot, found, page, _DOCS / name, width=1440, height=1500, dark=dark)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _main() -> None:
+    found = chromium(lambda _name, _size: None)
+    port = find_free_base([]).broker + 20
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        with running_zipkin(zipkin(lambda _name, _size: None), data / "zipkin", port) as address:
+            os.environ |= {
+                "GAGGLE_ZIPKIN_ENDPOINT": f"{address}/api/v2/spans",
+                "GAGGLE_TRACE_SAMPLE_RATIO": "0.000001",
+                "GAGGLE_STDIO_COMMANDS": shlex.join(ASSISTANT),
+                "GAGGLE_STDIO_PATH": os.environ["PATH"],
+            }
+            mesh = await asyncio.to_thread(start_mesh, data / "mesh")
+            try:
+                await _trace(mesh, address, found)
+                await _dashboard(mesh, found)
+            finally:
+                await asyncio.to_thread(mesh.stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
