@@ -109,7 +109,8 @@ class Clients:
             call = self._stubs[number % len(self._stubs)].Watch(sync_service_pb2.WatchRequest(), metadata=metadata)
             assert (await call.read()).HasField("caught_up")
         ready.set()
-        async for response in call:
+        while True:
+            response = await call.read()
             now = time.time()
             if response.HasField("event"):
                 stamp = response.event.timestamp

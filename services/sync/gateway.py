@@ -194,7 +194,7 @@ class _Session:
 
     async def _caller(self, token: str) -> Caller:
         if not token:
-            raise UnauthenticatedError("the first frame must hold the token")
+            raise UnauthenticatedError("the frame must hold a token")
         bearer = f"Bearer {token}"
         caller = self._verifier.known(bearer) or await self._verifier.verify(bearer)
         USER.check(caller)
@@ -235,7 +235,8 @@ class _Session:
         reason = error_reason_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
         with contextlib.suppress(WebSocketDisconnect, TimeoutError):
             await self._write(error_frame(error, position))
-            await self._socket.close(close_code(error), reason)
+            async with asyncio.timeout(self._settings.send_timeout_seconds):
+                await self._socket.close(close_code(error), reason)
 
 
 def _allow_files(count: int) -> None:
