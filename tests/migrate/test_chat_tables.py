@@ -362,7 +362,7 @@ async def test_refusals(bot: Chatbot, users: list[str], tmp_path: Path) -> None:
     await refuses(1, "can't be reached", "inspect", "--from", f"postgresql://nobody@/none?host={tmp_path}")
     await refuses(1, "no table 'chats'", "inspect", "--conversations", "chats")
     await refuses(1, "in the schema 'nowhere'", "inspect", "--schema", "nowhere")
-    await refuses(1, "no column conversation_id, role", "inspect", "--messages", "users")
+    await refuses(1, "no column content, conversation_id, role", "inspect", "--messages", "users")
     await refuses(1, "no time zone 'Mars/Olympus'", "inspect", "--zone", "Mars/Olympus")
     await refuses(2, "--per-second", "copy", "--per-second", "-1")
     for command in ("copy", "verify", "switch", "revisions"):

@@ -5,6 +5,7 @@ again as they were, empty, for `restore` to fill. Both stop where rows are left 
 run in every environment of the project, whose empty development databases included.
 """
 
+import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,8 @@ def _config(ini: Path) -> Any:
     """The project's configuration; a folder of scripts that it names relatively lies beside it."""
     import alembic.config
 
-    config = alembic.config.Config(str(ini))
+    # Its own words about each file would stand among ours.
+    config = alembic.config.Config(str(ini), cmd_opts=argparse.Namespace(quiet=True))
     location = config.get_main_option("script_location") or ""
     if (ini.parent / location).is_dir():
         config.set_main_option("script_location", str((ini.parent / location).absolute()).replace("%", "%%"))
