@@ -269,7 +269,7 @@ class Migration:
         changed |= dict.fromkeys([*(name for name in levels if name not in quick), *told], 0)
         weights = {name: max(count, 1) for name, count in changed.items()}
         if first and weights:
-            self._progress.begin("sessions", sum(weights.values()))
+            self._progress.begin("messages", sum(weights.values()))
         tally = await self._each(leveller, weights, prefer, shown=first)
         for entry in self.state.troubles():
             if entry.id in weights and entry.id in quick:
