@@ -116,7 +116,9 @@ class Migration:
         """Take the file away, once both sides are the same; a last copy stays. Raises CommandError."""
         self._needs_phase(Phase.SWITCHED, Phase.REMOVING, Phase.REMOVED)
         if self._phase() is Phase.SWITCHED:
-            await self._settled("remove", Phase.REMOVING)
+            outcome = await self._settled("remove", Phase.REMOVING)
+            if self._phase() is not Phase.REMOVING:
+                return outcome
         self.state.open()
         try:
             with self.state.alone():

@@ -130,7 +130,7 @@ async def say(service: Service, session: str, text: str) -> None:
     await service.append(session, int(there.last_sequence), [said(text)])
 
 
-def test_the_whole_way(gaggle: Gaggle) -> None:
+async def test_the_whole_way(gaggle: Gaggle, service: Service) -> None:
     """Four steps bring all of it over; each may be repeated; reads follow the switch; a copy of the file stays."""
     before = gaggle.whole()
     done = gaggle("dual-write", "--once")
@@ -150,6 +150,14 @@ def test_the_whole_way(gaggle: Gaggle) -> None:
     assert json.loads(gaggle.goose("list", "--limit", "1", "--db", str(gaggle.file)))["from"] == "mesh"
     assert json.loads(gaggle.goose("export-session", name, "--db", str(gaggle.file))) == from_file
     assert gaggle.whole() == before
+    # As long as the sides differ, the file stays: here by a session that both have changed.
+    gaggle.sql("UPDATE sessions SET name = 'here' WHERE id = ?", name)
+    await service.update_session(agent_api.UpdateSessionRequest(session_id=name, name="there"))
+    assert gaggle("remove", "--yes", code=1)["phase"] == "switched"
+    assert gaggle.file.exists()
+    gaggle("dual-write", "--once", "--prefer", "mesh")
+    before = gaggle.whole()
+    from_file = json.loads(gaggle.goose("export-session", name))
     removed = gaggle("remove", "--yes")
     assert not list(gaggle.file.parent.glob("sessions.db*.db")) + list(gaggle.file.parent.glob("sessions.db-*"))
     assert not gaggle.file.exists()
