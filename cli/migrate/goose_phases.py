@@ -175,7 +175,7 @@ class Migration:
 
     @asynccontextmanager
     async def _mesh(self, *, audit: bool = False) -> AsyncIterator[Mesh]:
-        async with mesh(self._where, nonce=self.state.nonce, audit=audit) as there:
+        async with mesh(self._where, audit=audit) as there:
             self.state.claim(there.user)
             yield there
 
