@@ -43,7 +43,7 @@ def import_session(
 
     async def run() -> None:
         where = Where(data=data, user=user, via=via, token=token, timeout_seconds=timeout)
-        async with mesh(where, nonce=f"import{session}{read.digest}") as there:
+        async with mesh(where) as there:
             name, new = await transfer.import_session(there, read, session)
         typer.echo(name)
         typer.echo(f"{new} of {len(read.messages)} messages stored now.", err=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,16 +40,18 @@ class ChangedMeanwhileError(Exception):
 
 @dataclass(frozen=True)
 class Quick:
-    """What tells most changes without reading a session."""
+    """What tells most changes without reading a session's messages."""
 
-    updated_at: str
+    row: int
+    """CRC-32 of the session's own row: `updated_at` has whole seconds, in which more than one thing may happen."""
+
     messages: int
     last_message: int
     last_line: int
 
     def text(self) -> str:
         """As it is kept and compared."""
-        return f"{self.updated_at}|{self.messages}|{self.last_message}|{self.last_line}"
+        return f"{self.row:08x}|{self.messages}|{self.last_message}|{self.last_line}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class LocalSession:
     ledger: list[Row]
     """Ascending by row number."""
 
+    mark: int
+    """As Quick.row."""
+
     @property
     def id(self) -> str:
         """goose's."""
@@ -79,7 +85,7 @@ class LocalSession:
     def quick(self) -> str:
         """As `GooseDatabase.quick` gives it."""
         last = max(self.rows, default=0)
-        return Quick(str(self.row.get("updated_at", "")), len(self.rows), last, self.last_line).text()
+        return Quick(self.mark, len(self.rows), last, self.last_line).text()
 
     @cached_property
     def digest(self) -> str:
@@ -171,11 +177,14 @@ class GooseDatabase:
         if self._columns["usage_ledger"]:
             found = self._connection.execute("SELECT session_id, MAX(id) FROM usage_ledger GROUP BY session_id")
             lines = {str(row[0]): int(row[1]) for row in found}
-        rows = self._connection.execute(
-            "SELECT s.id, s.updated_at, COUNT(m.id), COALESCE(MAX(m.id), 0) FROM sessions s "
-            "LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id ORDER BY s.created_at, s.id"
-        )
-        return {str(row[0]): Quick(str(row[1]), int(row[2]), int(row[3]), lines.get(str(row[0]), 0)) for row in rows}
+        messages: dict[str, tuple[int, int]] = {}
+        for one in self._connection.execute("SELECT session_id, COUNT(*), MAX(id) FROM messages GROUP BY session_id"):
+            messages[str(one[0])] = (int(one[1]), int(one[2]))
+        rows = self._connection.execute("SELECT * FROM sessions ORDER BY created_at, id")
+        return {
+            str(row["id"]): Quick(_mark(row), *messages.get(str(row["id"]), (0, 0)), lines.get(str(row["id"]), 0))
+            for row in rows
+        }
 
     def session(self, session_id: str) -> LocalSession | None:
         """One session at one moment, None if there is none."""
@@ -195,7 +204,7 @@ class GooseDatabase:
             messages.append(_message(one))
         ledger = self.ledger(session_id)
         row = {name: found[name] for name in found.keys() if found[name] is not None}  # noqa: SIM118 - a Row is no dict
-        return LocalSession(row, rows, messages, ledger)
+        return LocalSession(row, rows, messages, ledger, _mark(found))
 
     def ledger(self, session_id: str) -> list[Row]:
         """A session's lines of the usage ledger, ascending."""
@@ -286,6 +295,10 @@ class GooseDatabase:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def _mark(row: sqlite3.Row) -> int:
+    return zlib.crc32(repr(tuple(row)).encode(errors="replace"))
 
 
 def _message(row: sqlite3.Row) -> GooseMessage:

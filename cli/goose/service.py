@@ -1,7 +1,7 @@
 """The mesh's side of goose's sessions: an agent session, and the conversation that it names."""
 
 import asyncio
-import hashlib
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message as ProtoMessage
 
 from cli.conversations.client import Client, Target, connect
 from cli.conversations.errors import ServiceRefusedError
@@ -48,15 +47,18 @@ class Where:
 
 
 class Mesh:
-    """Calls for one user. Every change carries a request_id of its content, so each may be repeated."""
+    """Calls for one user. Every change carries a request_id, so each is repeated until it is answered.
 
-    def __init__(self, conversation: Client, agent: Client, audit: Client | None, nonce: str) -> None:
-        """`nonce` keeps apart the requests of undertakings that send the same content."""
+    The ids are fresh ones: who comes back after a kill looks at what is there, and must not be given the answer of a
+    change that was undone since.
+    """
+
+    def __init__(self, conversation: Client, agent: Client, audit: Client | None) -> None:
+        """`audit`: None where the log is not asked."""
         self._conversation = conversation
         self._agent = agent
         self._audit = audit
         self._agents: Any = AgentServiceStub(agent.channel)
-        self._nonce = nonce
 
     @property
     def user(self) -> str:
@@ -64,12 +66,8 @@ class Mesh:
         return self._conversation.target.user
 
     async def _change(self, client: Client, method: Callable[..., Any], request: Any, answer: type[_T]) -> _T:
-        request.request_id = self._request_id(request)
+        request.request_id = f"goose-{uuid.uuid4()}"
         return await client.call(method, request, answer)
-
-    def _request_id(self, request: ProtoMessage) -> str:
-        body = request.SerializeToString(deterministic=True)
-        return f"goose-{hashlib.sha256(f'{self._nonce}{request.DESCRIPTOR.name}'.encode() + body).hexdigest()[:48]}"
 
     # -- conversations
 
@@ -234,7 +232,7 @@ class Mesh:
 
 
 @asynccontextmanager
-async def mesh(where: Where, *, nonce: str = "", audit: bool = False) -> AsyncIterator[Mesh]:
+async def mesh(where: Where, *, audit: bool = False) -> AsyncIterator[Mesh]:
     """Connections to the services that keep goose's sessions. Raises NotRunning."""
     timeout = where.timeout_seconds
     async with (
@@ -242,10 +240,10 @@ async def mesh(where: Where, *, nonce: str = "", audit: bool = False) -> AsyncIt
         connect(where.target("agent"), timeout_seconds=timeout) as agent,
     ):
         if not audit:
-            yield Mesh(conversation, agent, None, nonce)
+            yield Mesh(conversation, agent, None)
             return
         async with connect(where.target("audit"), timeout_seconds=timeout) as log:
-            yield Mesh(conversation, agent, log, nonce)
+            yield Mesh(conversation, agent, log)
 
 
 async def _if_there(call: Any) -> Any:

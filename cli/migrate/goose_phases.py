@@ -116,7 +116,9 @@ class Migration:
         """Take the file away, once both sides are the same; a last copy stays. Raises CommandError."""
         self._needs_phase(Phase.SWITCHED, Phase.REMOVING, Phase.REMOVED)
         if self._phase() is Phase.SWITCHED:
-            await self._settled("remove", Phase.REMOVING)
+            outcome = await self._settled("remove", Phase.REMOVING)
+            if self._phase() is not Phase.REMOVING:
+                return outcome
         self.state.open()
         try:
             with self.state.alone():
@@ -173,7 +175,7 @@ class Migration:
 
     @asynccontextmanager
     async def _mesh(self, *, audit: bool = False) -> AsyncIterator[Mesh]:
-        async with mesh(self._where, nonce=self.state.nonce, audit=audit) as there:
+        async with mesh(self._where, audit=audit) as there:
             self.state.claim(there.user)
             yield there
 
@@ -269,7 +271,7 @@ class Migration:
         changed |= dict.fromkeys([*(name for name in levels if name not in quick), *told], 0)
         weights = {name: max(count, 1) for name, count in changed.items()}
         if first and weights:
-            self._progress.begin("sessions", sum(weights.values()))
+            self._progress.begin("messages", sum(weights.values()))
         tally = await self._each(leveller, weights, prefer, shown=first)
         for entry in self.state.troubles():
             if entry.id in weights and entry.id in quick:

@@ -415,13 +415,17 @@ class Leveller:
             return
         if conversation is not None and conversation.metadata.get(MIGRATION_KEY) != self._state.nonce:
             conversation = None
-        etags = (conversation.etag if conversation else "", session.etag if session else "")
-        if entry.level_time and etags != (entry.conversation_etag, entry.session_etag):
+        # One that is half gone was taken back before, by a process that was killed.
+        if entry.level_time and conversation is not None and session is not None and self._changed(entry, conversation, session):
             await self.level(entry.id, restore=True)
             entry = self._state.entry(entry.id) or entry
             conversation = await self._mesh.conversation(entry.conversation_id)
             session = await self._mesh.session(entry.session_id)
         await self._take_away(entry, conversation, session)
+
+    @staticmethod
+    def _changed(entry: Entry, conversation: Conversation, session: Session) -> bool:
+        return (conversation.etag, session.etag) != (entry.conversation_etag, entry.session_etag)
 
     async def restore_ledger(self, identity: str) -> None:
         """Write the mesh's lines into the file where its own are missing or are other ones: lines never change.

@@ -20,7 +20,7 @@ from cli.migrate.goose_state import State
 from gaggle.agent.v1 import agent_service_pb2 as agent_api
 from gaggle.conversation.v1.message_pb2 import ROLE_USER, ContentPart, Message, TextContent
 from tests.conditions import eventually
-from tests.goose.test_pieces import EXPORTS
+from tests.goose.test_pieces import EXPORTS, MESSAGES, PARTS
 from tests.mesh_fixture import Mesh
 
 pytestmark = [pytest.mark.mesh]
@@ -114,7 +114,7 @@ def gaggle(mesh: Mesh, user: str, tmp_path: Path) -> Gaggle:
 @pytest.fixture
 async def service(mesh: Mesh, user: str) -> AsyncIterator[Service]:
     """The mesh as the user's other programs have it."""
-    async with connect(Where(data=mesh.data.path, user=user), nonce="test") as there:
+    async with connect(Where(data=mesh.data.path, user=user)) as there:
         yield there
 
 
@@ -130,7 +130,7 @@ async def say(service: Service, session: str, text: str) -> None:
     await service.append(session, int(there.last_sequence), [said(text)])
 
 
-def test_the_whole_way(gaggle: Gaggle) -> None:
+async def test_the_whole_way(gaggle: Gaggle, service: Service) -> None:
     """Four steps bring all of it over; each may be repeated; reads follow the switch; a copy of the file stays."""
     before = gaggle.whole()
     done = gaggle("dual-write", "--once")
@@ -150,6 +150,14 @@ def test_the_whole_way(gaggle: Gaggle) -> None:
     assert json.loads(gaggle.goose("list", "--limit", "1", "--db", str(gaggle.file)))["from"] == "mesh"
     assert json.loads(gaggle.goose("export-session", name, "--db", str(gaggle.file))) == from_file
     assert gaggle.whole() == before
+    # As long as the sides differ, the file stays: here by a session that both have changed.
+    gaggle.sql("UPDATE sessions SET name = 'here' WHERE id = ?", name)
+    await service.update_session(agent_api.UpdateSessionRequest(session_id=name, name="there"))
+    assert gaggle("remove", "--yes", code=1)["phase"] == "switched"
+    assert gaggle.file.exists()
+    gaggle("dual-write", "--once", "--prefer", "mesh")
+    before = gaggle.whole()
+    from_file = json.loads(gaggle.goose("export-session", name))
     removed = gaggle("remove", "--yes")
     assert not list(gaggle.file.parent.glob("sessions.db*.db")) + list(gaggle.file.parent.glob("sessions.db-*"))
     assert not gaggle.file.exists()
@@ -413,7 +421,10 @@ async def test_foreign_conversations_are_left_alone(gaggle: Gaggle, service: Ser
 
 def test_session_files(gaggle: Gaggle, tmp_path: Path, user: str) -> None:
     """A session export is imported once, however often, and exported value for value; faults name line and column."""
-    export = EXPORTS["current"] | {"id": f"{user}.1"}
+    # What no goose writes is refused in a file, though it comes through the database as it is.
+    parts = [part for part in PARTS.values() if isinstance(part, dict) and "type" in part]
+    spoken = [MESSAGES["all-kinds"] | {"content": parts}, MESSAGES["hidden"]]
+    export = EXPORTS["current"] | {"id": f"{user}.1", "conversation": spoken}
     file = tmp_path / "session.json"
     file.write_text(json.dumps(export))
     for _ in range(2):
