@@ -25,6 +25,7 @@ from cli.mesh.process import leashed
 
 _STOP_SECONDS = 10.0
 _START_SECONDS = 60.0
+_TOPIC_SCOPES = {"publishingScopes", "subscriptionScopes", "protectedTopics"}
 SIDECAR_APP_ID = "bench"
 
 
@@ -148,6 +149,9 @@ class BenchSidecar:
             kind = document["spec"].get("type", "").partition(".")[0]
             if kind in {"state", "pubsub", "secretstores"} and document["metadata"]["name"] != "pubsub-fanout":
                 document.pop("scopes", None)
+                # Its own copy is open to it: any topic may be measured.
+                fields = document["spec"].get("metadata") or []
+                document["spec"]["metadata"] = [one for one in fields if one["name"] not in _TOPIC_SCOPES]
                 (components / file.name).write_text(yaml.safe_dump(document))
         log = work / "daprd.log"
         arguments = [

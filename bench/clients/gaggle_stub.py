@@ -26,7 +26,8 @@ _TOPIC = "goose.agent.message.received"
 _EVENTS_PER_SECOND = 20.0
 # A Kafka consumer that has just joined its group may wait for its partitions.
 _EVENT_SECONDS = 30.0
-_BURST_TOPIC = "bench.events"
+# One that the publisher, the conversation service's sidecar, may publish; nobody else takes it in a mesh under measure.
+_BURST_TOPIC = "goose.conversation.deleted"
 _BURST_CALLERS = 32
 _BURST_SECONDS = 60.0
 

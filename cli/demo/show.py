@@ -368,13 +368,16 @@ class Show:
             f"{call} -d '{{{which}, {said}}}' {service.address} {service_name}/AppendMessages",
             f"{gaggle} conversations show {conversation_id} --user {user}{data} --last 10",
         )
-        self._tell(f"Through the sidecar of {other}. Asked to describe, it describes itself: take it along.")
-        self._lines(
-            f'"$GRPCURL" -plaintext -protoset-out {protoset} {service.address} describe {service_name} > /dev/null',
-            f"{through} {newest} {sidecar} {service_name}/ListMessages",
-            f"{through} -H 'dapr-stream: true' {again} {sidecar} {service_name}/Watch",
-        )
-        self._tell("The last one goes on until Ctrl-C.")
+        if self._mesh.mtls:
+            self._tell("The sidecars of this mesh take calls of their own services alone.")
+        else:
+            self._tell(f"Through the sidecar of {other}. Asked to describe, it describes itself: take it along.")
+            self._lines(
+                f'"$GRPCURL" -plaintext -protoset-out {protoset} {service.address} describe {service_name} > /dev/null',
+                f"{through} {newest} {sidecar} {service_name}/ListMessages",
+                f"{through} -H 'dapr-stream: true' {again} {sidecar} {service_name}/Watch",
+            )
+            self._tell("The last one goes on until Ctrl-C.")
         self._tell(f"The mesh runs on; `{gaggle} down{data}` ends it.")
 
     @staticmethod

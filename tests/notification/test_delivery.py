@@ -81,7 +81,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, mail: MailServer, unsubscribe_
         for name, value in {**_SETTINGS, "GAGGLE_SMTP_CA_FILE": str(mail.certificate)}.items():
             patch.setenv(name, value)
         patch.setenv("GAGGLE_UNSUBSCRIBE_PORT", str(unsubscribe_port))
-        one = start_mesh(folder, only=["notification", "audit"], replicas={"notification": 2})
+        one = start_mesh(folder, only=["notification", "audit", "conversation"], replicas={"notification": 2})
     yield one
     if one.file.exists():
         one.stop()

@@ -108,7 +108,7 @@ async def _provoke(mesh: SecureMesh, user: str) -> list[str]:
             told.append(str(caught.value.details()))
 
     async def tried() -> bool:
-        return b"SMTP" in mesh.data.log("notification").read_bytes()
+        return b"not_delivered" in mesh.data.log("notification").read_bytes()
 
     await eventually(tried, within=_WITHIN, what="a refused e-mail in the log")
     return told
