@@ -184,7 +184,7 @@ class Pod:
             await self.report()
 
     async def _keep_volumes(self) -> None:
-        """Volumes follow their secrets and config maps: Dapr's control plane waits for its trust bundle to be filled."""
+        """Volumes follow their secrets and config maps: Dapr's control plane waits for its trust bundle."""
         while any("secret" in one or "configMap" in one for one in self._found["spec"].get("volumes", [])):
             await asyncio.sleep(_REFRESH_SECONDS)
             with contextlib.suppress(NotYetError):
