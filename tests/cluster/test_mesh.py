@@ -184,7 +184,8 @@ def test_sidecars_speak_mutual_tls(mesh: Installed) -> None:
     assert identities == [f"spiffe://public/ns/{NAMESPACE}/conversation"]
     plain = grpc.insecure_channel(f"{address[0]}:{address[1]}", options=[("grpc.enable_http_proxy", 0)])
     with plain, pytest.raises(grpc.RpcError) as refused:
-        plain.unary_unary(_READ)(b"", metadata=[("dapr-app-id", _APP_ID)], timeout=5)
+        asked = conversation_service_pb2.GetConversationRequest(conversation_id="any")
+        _STUBS(plain).GetConversation(asked, metadata=(("dapr-app-id", _APP_ID),), timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 

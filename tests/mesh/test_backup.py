@@ -58,14 +58,16 @@ async def _work(mesh: Mesh, user: str) -> list[str]:
     async with mesh.channel("conversation") as channel, mesh.channel("reminder") as reminders:
         talker = Talker(channel, mesh.metadata(user))
         await talker.create(conversation_id="kept")
+        answered: list[str] = []
         for begin in range(0, _MESSAGES, 50):
             texts = [f"message {number}" for number in range(begin, begin + 50)]
-            last = await talker.say("kept", *texts, request_id=f"{user}-{begin}")
+            answer = await talker.say("kept", *texts, request_id=f"{user}-{begin}")
+            answered = list(answer.message_ids)
         async with mesh.channel("task") as tasks:
             reminding = Reminding(mesh, reminders, tasks, user)
             await reminding.task(datetime.now(UTC) + timedelta(seconds=30), 0, title="Water the plants")
     await _logged(mesh, user)
-    return list(last.message_ids)
+    return answered
 
 
 async def _compare(mesh: Mesh, user: str, answered: list[str]) -> None:
