@@ -37,7 +37,7 @@ def draw(spans: Iterable[Span], labels: Mapping[str, str], title: str) -> str:
     scale = (_WIDTH - _LEFT - _RIGHT) / lasts
 
     def x(moment: int) -> float:
-        return round(_LEFT + (moment - began) * scale, 1)
+        return round(float(_LEFT + (moment - began) * scale), 1)
 
     def y(one: Span) -> float:
         return _TOP + lanes.index(_lane(one, by_id)) * _LANE + (24 if _is_own(one) else 44)
@@ -72,17 +72,16 @@ def draw(spans: Iterable[Span], labels: Mapping[str, str], title: str) -> str:
         color = _COLORS[lanes.index(_lane(one, by_id)) % len(_COLORS)]
         place = f'x="{x(one["timestamp"])}" y="{y(one)}" width="{width}" height="{_BAR if own else _THIN}"'
         tip = f"{one['localEndpoint']['serviceName']}: {one['name']}, {one.get('duration', 0) / 1000:.1f} ms"
-        parts.append(
-            f'<rect {place} rx="2" fill="{color}" fill-opacity="{0.85 if own else 0.5}"><title>{escape(tip)}</title></rect>'
-        )
+        fill = f'rx="2" fill="{color}" fill-opacity="{0.85 if own else 0.5}"'
+        parts.append(f"<rect {place} {fill}><title>{escape(tip)}</title></rect>")
     said: dict[str, float] = {}
     for one in ordered:
         text = next((label for end, label in labels.items() if one["name"].endswith(end)), "")
-        place = x(one["timestamp"])
-        if text and _is_own(one) and place > said.get(_lane(one, by_id), 0):
-            said[_lane(one, by_id)] = place + len(text) * 6.4
-            end = ' text-anchor="end"' if place > _WIDTH - _RIGHT - len(text) * 6.4 else ""
-            parts.append(f'<text class="quiet" x="{place}" y="{y(one) - 5}"{end}>{escape(text)}</text>')
+        at = x(one["timestamp"])
+        if text and _is_own(one) and at > said.get(_lane(one, by_id), 0):
+            said[_lane(one, by_id)] = at + len(text) * 6.4
+            end = ' text-anchor="end"' if at > _WIDTH - _RIGHT - len(text) * 6.4 else ""
+            parts.append(f'<text class="quiet" x="{at}" y="{y(one) - 5}"{end}>{escape(text)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

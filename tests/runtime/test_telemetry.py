@@ -17,7 +17,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from services.runtime.dapr import pubsub_pb2
 from services.runtime.logs import configure_logging
+from services.runtime.sidecar import Sidecar
 from services.runtime.telemetry import Tracing, current_trace, current_traceparent, parse_traceparent, part
 from services.runtime.zipkin import ZipkinExporter
 from tests.conditions import eventually
@@ -159,6 +161,41 @@ def test_a_part_without_any_trace_is_just_done() -> None:
     """Background work that nobody asked for belongs to no trace."""
     with part("sweep"):
         assert current_traceparent() == ""
+
+
+async def test_each_event_goes_on_in_its_own_trace_published_together_or_alone() -> None:
+    """Events of several traces that share one call to the sidecar are told apart by what each brings along."""
+    asked: list[Any] = []
+    others_came = asyncio.Event()
+
+    class Stub:
+        async def PublishEvent(self, request: Any, **call: Any) -> None:  # noqa: N802 - gRPC's names
+            asked.append((request, dict(call["metadata"])))
+            await others_came.wait()
+
+        async def BulkPublishEvent(self, request: Any, **call: Any) -> Any:  # noqa: N802
+            asked.append((request, dict(call["metadata"])))
+            others_came.set()
+            return pubsub_pb2.BulkPublishResponse()
+
+    sidecar = Sidecar("127.0.0.1:1")
+    sidecar.stub = Stub()
+    second = _SAMPLED.replace("0af7", "1bf8")
+    first = asyncio.create_task(sidecar.publish("pubsub", "t", b"{}", traceparent=_UNSAMPLED))
+    rest = [
+        asyncio.create_task(sidecar.publish("pubsub", "t", b"{}", {"partitionKey": "k"}, traceparent=one))
+        for one in (_SAMPLED, second, "")
+    ]
+    await asyncio.gather(first, *rest)
+    await sidecar.close()
+
+    (_, alone), (together, _) = asked
+    assert alone["traceparent"] == _UNSAMPLED
+    assert [dict(one.metadata) for one in together.entries] == [
+        {"partitionKey": "k", "cloudevent.traceparent": _SAMPLED},
+        {"partitionKey": "k", "cloudevent.traceparent": second},
+        {"partitionKey": "k"},
+    ]
 
 
 def test_lines_are_json_with_their_trace(capsys: pytest.CaptureFixture[str]) -> None:
