@@ -80,8 +80,8 @@ def draw(spans: Iterable[Span], labels: Mapping[str, str], title: str) -> str:
         at = x(one["timestamp"])
         if text and _is_own(one) and at > said.get(_lane(one, by_id), 0):
             said[_lane(one, by_id)] = at + len(text) * 6.4
-            end = ' text-anchor="end"' if at > _WIDTH - _RIGHT - len(text) * 6.4 else ""
-            parts.append(f'<text class="quiet" x="{at}" y="{y(one) - 5}"{end}>{escape(text)}</text>')
+            anchor = ' text-anchor="end"' if at > _WIDTH - _RIGHT - len(text) * 6.4 else ""
+            parts.append(f'<text class="quiet" x="{at}" y="{y(one) - 5}"{anchor}>{escape(text)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

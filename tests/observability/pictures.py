@@ -24,7 +24,7 @@ from tests.notification.notifying import Notified
 from tests.observability import browser
 from tests.observability.chatting import ASSISTANT, chat
 from tests.observability.drawing import draw
-from tests.observability.tracing import Trace, Zipkin
+from tests.observability.tracing import Trace, Zipkin, names, orphans
 from tests.recipe.running import Cook
 from tests.reminder.reminding import Reminding, ahead
 
@@ -50,10 +50,13 @@ async def _trace(mesh: Mesh, address: str, found: Chromium) -> None:
         await Notified(mesh, channel, user).until(1, within=60.0)
 
     def whole(spans: list[Any]) -> bool:
-        names = {one["localEndpoint"]["serviceName"] for one in spans}
-        return {"agent", "conversation", "extension", "task", "reminder", "notification", "audit"} <= names
+        told = names(spans, "reminder") | names(spans, "notification.daprd")
+        return {"reminder due, by job", "pubsub/reminders"} <= told and not orphans(spans, trace)
 
-    spans = await Zipkin(address).until(trace, whole, what="the whole trace")
+    await Zipkin(address).until(trace, whole, what="the whole trace")
+    # Whatever is on its way.
+    await asyncio.sleep(5)
+    spans = await Zipkin(address).spans(trace.trace_id)
     title = f"One chat whose tool sets a reminder: {len(spans)} spans under one trace id"
     (_DOCS / "trace.svg").write_text(draw(spans, _LABELS, title))
     await asyncio.to_thread(
@@ -111,8 +114,8 @@ async def _dashboard(mesh: Mesh, found: Chromium) -> None:
         # Somebody looks meanwhile, so that there are curves.
         watching = asyncio.create_task(_watch(page))
         await _busy(mesh)
-        for name, dark in (("dashboard.png", False), ("dashboard-dark.png", True)):
-            await asyncio.to_thread(browser.screenshot, found, page, _DOCS / name, width=1440, height=1790, dark=dark)
+        for name, dark, height in (("dashboard.png", False, 1560), ("dashboard-dark.png", True, 800)):
+            await asyncio.to_thread(browser.screenshot, found, page, _DOCS / name, width=1280, height=height, dark=dark)
         watching.cancel()
     finally:
         process.terminate()

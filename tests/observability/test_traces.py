@@ -6,9 +6,11 @@ import pytest
 
 from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
 from gaggle.notification.v1 import notification_pb2
+from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 from tests.notification.notifying import Notified
 from tests.observability.chatting import chat
+from tests.observability.collector import Collector
 from tests.observability.tracing import Trace, Zipkin, metadata, names, orphans, services
 from tests.recipe.running import Cook
 
@@ -86,6 +88,25 @@ async def test_a_workflow_is_in_the_trace_that_started_it(observed: Mesh, traces
 
     assert any("workflow" in name or "orchestration" in name for name in names(spans, "recipe.daprd"))
     assert "/gaggle.agent.v1.agentservice/chat" in names(spans, "agent")
+
+
+async def test_traces_go_to_any_collector_by_otlp(
+    observed: Mesh, traces: str, collected: tuple[Collector, str], user: str
+) -> None:
+    """Services and sidecars send the same trace by OTLP as to Zipkin, each under its own name."""
+    trace = Trace.begin()
+    async with observed.channel("conversation") as channel:
+        stub: Any = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+        request = conversation_service_pb2.CreateConversationRequest()
+        await stub.CreateConversation(request, metadata=metadata(observed, user, trace), timeout=_SECONDS)
+
+    wanted = {"conversation", "conversation.daprd", "audit", "audit.daprd"}
+
+    async def all_there() -> bool:
+        return wanted <= collected[0].services(trace.trace_id)
+
+    await eventually(all_there, within=60.0, what="spans of services and sidecars at the collector")
+    await Zipkin(traces).until(trace, lambda found: wanted <= services(found), what="the same in Zipkin")
 
 
 async def test_what_nobody_samples_is_not_exported(observed: Mesh, traces: str, user: str) -> None:

@@ -3,15 +3,12 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import grpc.aio
 import httpx
 import pytest
 import structlog
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,34 +20,12 @@ from services.runtime.sidecar import Sidecar
 from services.runtime.telemetry import Tracing, current_trace, current_traceparent, parse_traceparent, part
 from services.runtime.zipkin import ZipkinExporter
 from tests.conditions import eventually
+from tests.observability.collector import collecting
 
 _TRACE = "0af7651916cd43dd8448eb211c80319c"
 _SPAN = "b7ad6b7169203331"
 _SAMPLED = f"00-{_TRACE}-{_SPAN}-01"
 _UNSAMPLED = f"00-{_TRACE}-{_SPAN}-00"
-
-
-class _Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector's OTLP port."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, Any]] = []
-
-    async def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
-        for resource in request.resource_spans:
-            service = next(one.value.string_value for one in resource.resource.attributes if one.key == "service.name")
-            self.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@asynccontextmanager
-async def _collector() -> AsyncIterator[tuple[_Collector, str]]:
-    collector, server = _Collector(), grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield collector, f"http://127.0.0.1:{port}"
-    await server.stop(None)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +43,7 @@ def _apart() -> Iterator[None]:
 
 async def test_a_collector_gets_spans_by_otlp() -> None:
     """A sampled call reaches any OTLP collector, as the child of its caller and the parent of its parts."""
-    async with _collector() as (collector, endpoint):
+    with collecting() as (collector, endpoint):
         tracing = Tracing("task", sample_ratio=0, otlp_endpoint=endpoint)
         call = tracing.start("/gaggle.task.v1.TaskService/GetTask", _SAMPLED)
         current_trace.set(call)
