@@ -41,6 +41,8 @@ async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, 
         trace,
         lambda found: (
             own | {"audit"} | {f"{one}.daprd" for one in own} <= services(found)
+            and "reminder due, by job" in names(found, "reminder")
+            and "pubsub/reminders" in names(found, "notification.daprd")
             and any("ontopicevent" in name for name in names(found, "notification"))
             # It hangs together: whatever was done, what it was done for is in the trace too.
             and not orphans(found, trace)
@@ -54,7 +56,6 @@ async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, 
     assert "model offline" in names(spans, "agent")
     assert "tools/call" in names(spans, "extension")
     assert "/gaggle.task.v1.taskservice/createtask" in names(spans, "task")
-    assert "reminder due, by job" in names(spans, "reminder")
     daprd = {name for one in own for name in names(spans, f"{one}.daprd")}
     assert any("executestatetransaction" in name for name in daprd)
     assert any("publishevent" in name for name in daprd)
