@@ -101,7 +101,7 @@ class _Drawing:
             )
             fill = f'rx="2" fill="{color}" fill-opacity="{0.85 if own else 0.5}"'
             tip = f"{one['localEndpoint']['serviceName']}: {one['name']}, {one.get('duration', 0) / 1000:.1f} ms"
-            yield f"<rect {place} {size} {fill}><title>{escape(tip)}</title></rect>"
+            yield f"<rect {place} {fill}><title>{escape(tip)}</title></rect>"
 
     def texts(self, labels: Mapping[str, str]) -> Iterator[str]:
         """Names of some spans, where there is room."""
