@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
@@ -48,7 +49,10 @@ class Collector:
         """Nothing is asked yet."""
         self._data = data
         self._series: dict[str, Series] = {}
-        self._http = httpx.AsyncClient(timeout=_CALL_SECONDS, trust_env=False)
+        # Sidecars ask for it where one is set.
+        token = os.environ.get("DAPR_API_TOKEN")
+        headers = {"dapr-api-token": token} if token else {}
+        self._http = httpx.AsyncClient(timeout=_CALL_SECONDS, trust_env=False, headers=headers)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._loaded: dict[str, list[str]] = {}
         self._loaded_at = float("-inf")

@@ -13,6 +13,7 @@ from cli.observing.programs import running_prometheus, running_zipkin
 from tests.mcp_servers import servers
 from tests.mesh_fixture import Mesh, start_mesh
 from tests.observability.chatting import ASSISTANT
+from tests.observability.collector import Collector, collecting
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +41,18 @@ def traces(progress: Progress, free_port: Callable[[], int], tmp_path_factory: p
 
 
 @pytest.fixture(scope="session")
-def observed(traces: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def collected() -> Iterator[tuple[Collector, str]]:
+    """An OTLP collector and its address."""
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def observed(traces: str, collected: tuple[Collector, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """All services; calls are traced whose caller says so, and hardly any other."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GAGGLE_ZIPKIN_ENDPOINT", f"{traces}/api/v2/spans")
+        environment.setenv("GAGGLE_OTLP_ENDPOINT", collected[1])
         environment.setenv("GAGGLE_TRACE_SAMPLE_RATIO", "0.000001")
         environment.setenv("GAGGLE_STDIO_COMMANDS", f"{servers.COMMANDS};{shlex.join(ASSISTANT)}")
         mesh = start_mesh(tmp_path_factory.mktemp("observed"))

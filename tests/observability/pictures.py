@@ -1,7 +1,6 @@
 """Makes the pictures of docs/ from a mesh at work: `python -m tests.observability.pictures`."""
 
 import asyncio
-import json
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import httpx
 
 from cli.binaries.chromium import Chromium, chromium
 from cli.binaries.zipkin import zipkin
@@ -23,12 +23,22 @@ from tests.mesh_fixture import Mesh, start_mesh
 from tests.notification.notifying import Notified
 from tests.observability import browser
 from tests.observability.chatting import ASSISTANT, chat
-from tests.observability.tracing import Trace, Zipkin
+from tests.observability.drawing import draw
+from tests.observability.tracing import Trace, Zipkin, names, orphans
 from tests.recipe.running import Cook
 from tests.reminder.reminding import Reminding, ahead
 
 _DOCS = PROJECT_ROOT / "docs"
 _BUSY_SECONDS = 40
+_LABELS = {
+    "agentservice/chat": "Chat",
+    "model offline": "model",
+    "conversationservice/appendmessages": "AppendMessages",
+    "extensionservice/calltool": "CallTool",
+    "taskservice/createtask": "CreateTask",
+    "reminderservice/reschedulereminders": "RescheduleReminders",
+    "reminder due, by job": "the job fires",
+}
 _RECIPE = "version: 1.0.0\ntitle: Release notes\ndescription: Asks once\nprompt: say Written\n"
 
 
@@ -40,18 +50,22 @@ async def _trace(mesh: Mesh, address: str, found: Chromium) -> None:
         await Notified(mesh, channel, user).until(1, within=60.0)
 
     def whole(spans: list[Any]) -> bool:
-        names = {one["localEndpoint"]["serviceName"] for one in spans}
-        return {"agent", "conversation", "extension", "task", "reminder", "notification", "audit"} <= names
+        told = names(spans, "reminder") | names(spans, "notification.daprd")
+        return {"reminder due, by job", "pubsub/reminders"} <= told and not orphans(spans, trace)
 
-    spans = await Zipkin(address).until(trace, whole, what="the whole trace")
-    (Path(tempfile.gettempdir()) / "gaggle-trace.json").write_text(json.dumps(spans))
+    await Zipkin(address).until(trace, whole, what="the whole trace")
+    # Whatever is on its way.
+    await asyncio.sleep(5)
+    spans = await Zipkin(address).spans(trace.trace_id)
+    title = f"One chat whose tool sets a reminder: {len(spans)} spans under one trace id"
+    (_DOCS / "trace.svg").write_text(draw(spans, _LABELS, title))
     await asyncio.to_thread(
         browser.screenshot,
         found,
         f"{address}/zipkin/traces/{trace.trace_id}",
         _DOCS / "trace.png",
-        width=1500,
-        height=1500,
+        width=1400,
+        height=900,
     )
 
 
@@ -97,16 +111,23 @@ async def _dashboard(mesh: Mesh, found: Chromium) -> None:
         assert process.stdout is not None
         page = (await process.stdout.readline()).decode().strip()
 
-        async def watched() -> None:
-            # Somebody looks meanwhile, so that there are curves.
-            await asyncio.to_thread(browser.dom, found, page)
-
-        await asyncio.gather(_busy(mesh), watched())
-        for name, dark in (("dashboard.png", False), ("dashboard-dark.png", True)):
-            await asyncio.to_thread(browser.screenshot, found, page, _DOCS / name, width=1440, height=1500, dark=dark)
+        # Somebody looks meanwhile, so that there are curves.
+        watching = asyncio.create_task(_watch(page))
+        await _busy(mesh)
+        for name, dark, height in (("dashboard.png", False, 1560), ("dashboard-dark.png", True, 800)):
+            await asyncio.to_thread(browser.screenshot, found, page, _DOCS / name, width=1280, height=height, dark=dark)
+        watching.cancel()
     finally:
         process.terminate()
         await process.wait()
+
+
+async def _watch(page: str) -> None:
+    async with httpx.AsyncClient(follow_redirects=True, trust_env=False, timeout=30) as client:
+        await client.get(page)
+        while True:
+            await client.get(f"{page.partition('/?')[0]}/api/state")
+            await asyncio.sleep(1)
 
 
 async def _main() -> None:

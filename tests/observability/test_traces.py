@@ -6,9 +6,11 @@ import pytest
 
 from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
 from gaggle.notification.v1 import notification_pb2
+from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 from tests.notification.notifying import Notified
 from tests.observability.chatting import chat
+from tests.observability.collector import Collector
 from tests.observability.tracing import Trace, Zipkin, metadata, names, orphans, services
 from tests.recipe.running import Cook
 
@@ -39,6 +41,8 @@ async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, 
         trace,
         lambda found: (
             own | {"audit"} | {f"{one}.daprd" for one in own} <= services(found)
+            and "reminder due, by job" in names(found, "reminder")
+            and "pubsub/reminders" in names(found, "notification.daprd")
             and any("ontopicevent" in name for name in names(found, "notification"))
             # It hangs together: whatever was done, what it was done for is in the trace too.
             and not orphans(found, trace)
@@ -52,7 +56,6 @@ async def test_one_trace_from_chat_to_notification(observed: Mesh, traces: str, 
     assert "model offline" in names(spans, "agent")
     assert "tools/call" in names(spans, "extension")
     assert "/gaggle.task.v1.taskservice/createtask" in names(spans, "task")
-    assert "reminder due, by job" in names(spans, "reminder")
     daprd = {name for one in own for name in names(spans, f"{one}.daprd")}
     assert any("executestatetransaction" in name for name in daprd)
     assert any("publishevent" in name for name in daprd)
@@ -86,6 +89,25 @@ async def test_a_workflow_is_in_the_trace_that_started_it(observed: Mesh, traces
 
     assert any("workflow" in name or "orchestration" in name for name in names(spans, "recipe.daprd"))
     assert "/gaggle.agent.v1.agentservice/chat" in names(spans, "agent")
+
+
+async def test_traces_go_to_any_collector_by_otlp(
+    observed: Mesh, traces: str, collected: tuple[Collector, str], user: str
+) -> None:
+    """Services and sidecars send the same trace by OTLP as to Zipkin, each under its own name."""
+    trace = Trace.begin()
+    async with observed.channel("conversation") as channel:
+        stub: Any = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+        request = conversation_service_pb2.CreateConversationRequest()
+        await stub.CreateConversation(request, metadata=metadata(observed, user, trace), timeout=_SECONDS)
+
+    wanted = {"conversation", "conversation.daprd", "audit", "audit.daprd"}
+
+    async def all_there() -> bool:
+        return wanted <= collected[0].services(trace.trace_id)
+
+    await eventually(all_there, within=60.0, what="spans of services and sidecars at the collector")
+    await Zipkin(traces).until(trace, lambda found: wanted <= services(found), what="the same in Zipkin")
 
 
 async def test_what_nobody_samples_is_not_exported(observed: Mesh, traces: str, user: str) -> None:

@@ -3,52 +3,29 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import grpc.aio
 import httpx
 import pytest
 import structlog
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from services.runtime.dapr import pubsub_pb2
 from services.runtime.logs import configure_logging
+from services.runtime.sidecar import Sidecar
 from services.runtime.telemetry import Tracing, current_trace, current_traceparent, parse_traceparent, part
 from services.runtime.zipkin import ZipkinExporter
 from tests.conditions import eventually
+from tests.observability.collector import collecting
 
 _TRACE = "0af7651916cd43dd8448eb211c80319c"
 _SPAN = "b7ad6b7169203331"
 _SAMPLED = f"00-{_TRACE}-{_SPAN}-01"
 _UNSAMPLED = f"00-{_TRACE}-{_SPAN}-00"
-
-
-class _Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector's OTLP port."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, Any]] = []
-
-    async def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
-        for resource in request.resource_spans:
-            service = next(one.value.string_value for one in resource.resource.attributes if one.key == "service.name")
-            self.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@asynccontextmanager
-async def _collector() -> AsyncIterator[tuple[_Collector, str]]:
-    collector, server = _Collector(), grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield collector, f"http://127.0.0.1:{port}"
-    await server.stop(None)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +43,7 @@ def _apart() -> Iterator[None]:
 
 async def test_a_collector_gets_spans_by_otlp() -> None:
     """A sampled call reaches any OTLP collector, as the child of its caller and the parent of its parts."""
-    async with _collector() as (collector, endpoint):
+    with collecting() as (collector, endpoint):
         tracing = Tracing("task", sample_ratio=0, otlp_endpoint=endpoint)
         call = tracing.start("/gaggle.task.v1.TaskService/GetTask", _SAMPLED)
         current_trace.set(call)
@@ -159,6 +136,41 @@ def test_a_part_without_any_trace_is_just_done() -> None:
     """Background work that nobody asked for belongs to no trace."""
     with part("sweep"):
         assert current_traceparent() == ""
+
+
+async def test_each_event_goes_on_in_its_own_trace_published_together_or_alone() -> None:
+    """Events of several traces that share one call to the sidecar are told apart by what each brings along."""
+    asked: list[Any] = []
+    others_came = asyncio.Event()
+
+    class Stub:
+        async def PublishEvent(self, request: Any, **call: Any) -> None:  # noqa: N802 - gRPC's names
+            asked.append((request, dict(call["metadata"])))
+            await others_came.wait()
+
+        async def BulkPublishEvent(self, request: Any, **call: Any) -> Any:  # noqa: N802
+            asked.append((request, dict(call["metadata"])))
+            others_came.set()
+            return pubsub_pb2.BulkPublishResponse()
+
+    sidecar = Sidecar("127.0.0.1:1")
+    sidecar.stub = Stub()
+    second = _SAMPLED.replace("0af7", "1bf8")
+    first = asyncio.create_task(sidecar.publish("pubsub", "t", b"{}", traceparent=_UNSAMPLED))
+    rest = [
+        asyncio.create_task(sidecar.publish("pubsub", "t", b"{}", {"partitionKey": "k"}, traceparent=one))
+        for one in (_SAMPLED, second, "")
+    ]
+    await asyncio.gather(first, *rest)
+    await sidecar.close()
+
+    (_, alone), (together, _) = asked
+    assert alone["traceparent"] == _UNSAMPLED
+    assert [dict(one.metadata) for one in together.entries] == [
+        {"partitionKey": "k", "cloudevent.traceparent": _SAMPLED},
+        {"partitionKey": "k", "cloudevent.traceparent": second},
+        {"partitionKey": "k"},
+    ]
 
 
 def test_lines_are_json_with_their_trace(capsys: pytest.CaptureFixture[str]) -> None:

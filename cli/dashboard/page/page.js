@@ -89,7 +89,7 @@ const serviceRow = (service) => {
     make("th", { scope: "row" }, make("button", { type: "button", class: "trace", title: "Show its log", onclick: () => openLog(service.name) }, service.name),
       make("span", { class: "port" }, service.address.split(":").pop())),
     make("td", {}, ...pair),
-    make("td", {}, number(m.calls_per_second), curve(m.rates)),
+    make("td", {}, make("span", { class: "rate" }, number(m.calls_per_second)), curve(m.rates)),
     cell(milliseconds(m.p50_ms), "n"),
     cell(milliseconds(m.p99_ms), "n"),
     cell(number(m.faults_per_second, 2), m.faults_per_second > 0 ? "n hot" : "n"),
