@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from google.protobuf import json_format
 from google.rpc import code_pb2
@@ -53,7 +54,17 @@ class Entry:
     @cached_property
     def frame(self) -> str:
         """A ServerFrame in JSON."""
-        return json.dumps({"position": str(self.position), "event": json_format.MessageToDict(self.event)})
+        event = _whole(json_format.MessageToDict(self.event))
+        return json.dumps({"position": str(self.position), "event": event})
+
+
+def _whole(value: Any) -> Any:
+    """Write whole numbers of an event's data as such: a Struct's are doubles, and Python prints 1 as 1.0."""
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Mailbox:

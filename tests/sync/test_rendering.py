@@ -25,5 +25,6 @@ def test_a_line_is_harmless_and_says_what_happened() -> None:
 
 def test_an_event_without_words() -> None:
     """An event of another application that says nothing of itself is shown by its type alone."""
-    response = json_format.ParseDict({"event": {"eventType": "x.y", "entityType": "x", "entityId": "1"}}, WatchResponse())
+    event = {"eventType": "x.y", "entityType": "x", "entityId": "1"}
+    response = json_format.ParseDict({"event": event}, WatchResponse())
     assert line(response).plain.rstrip().endswith("x 1")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import aclosing, contextmanager
 
 import pytest
 
+from gaggle.common.v1 import event_pb2
 from services.runtime import topics
 from services.runtime.errors import (
     FailedPreconditionError,
@@ -333,3 +335,14 @@ async def test_the_stream_is_closed_in_order(log: MemoryLog, replica: _Replica) 
         async with aclosing(client.steps):  # type: ignore[type-var]
             await client.event()
     assert replica.hub.clients == 0
+
+
+def test_whole_numbers_are_written_as_such() -> None:
+    """What was a whole number where it was published is one in a frame, so that typed clients can read it."""
+    event = event_pb2.Event(event_id="e")
+    event.data.update({"count": 3, "rate": 0.5, "list": [{"n": 2**53}], "yes": True})
+    assert json.loads(Entry(7, event).frame) == {
+        "position": "7",
+        "event": {"eventId": "e", "data": {"count": 3, "rate": 0.5, "list": [{"n": 2**53}], "yes": True}},
+    }
+    assert "3.0" not in Entry(7, event).frame
