@@ -71,7 +71,7 @@ class MessageRow:
     """Whose it says it is, where the table says so."""
 
     others: str
-    """The other columns as a JSON object."""
+    """The other columns as a JSON object; empty: there are none."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,7 @@ def _message(row: MessageRow, owner: str) -> tuple[Message, list[str]]:
             faults.append("its created_at is not in the years 1 to 9999")
     if row.user is not None and row.user != owner:
         faults.append("it belongs to another user than its conversation")
-    others = json.loads(row.others or "{}")
-    if any(value is not None for value in others.values()):
+    if row.others and any(value is not None for value in json.loads(row.others).values()):
         message.extra_json = row.others
     if message.ByteSize() > _MAX_MESSAGE_BYTES:
         faults.append(f"it is {message.ByteSize()} bytes, the limit is {_MAX_MESSAGE_BYTES}")

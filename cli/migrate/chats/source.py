@@ -170,22 +170,30 @@ def _statement(tables: Tables) -> sql.Composed:
     used = {"id", "user_id", "created_at", "updated_at", "title"}
     read = {"id", "conversation_id", "role", "content", "created_at", "user_id"}
     return sql.SQL(
-        "SELECT c.id::text, c.user_id::text, {c_created}, {title}, (to_jsonb(c) - {c_used}::text[])::text,"
-        " m.id::text, m.role::text, m.content::text, {m_created}, {m_user}, (to_jsonb(m) - {m_used}::text[])::text"
+        "SELECT c.id::text, c.user_id::text, {c_created}, {title}, {c_others},"
+        " m.id::text, m.role::text, m.content::text, {m_created}, {m_user}, {m_others}"
         " FROM {conversations} c LEFT JOIN {messages} m ON m.conversation_id = c.id"
         " ORDER BY {c_order}, c.id, {m_order}, m.id"
     ).format(
         c_created=_microseconds("c", c, tables.zone),
         title=sql.SQL("c.title::text" if "title" in c.columns else "NULL"),
-        c_used=sql.Literal(sorted(used - _kept(c))),
+        c_others=_others("c", c, used - _kept(c)),
         m_created=_microseconds("m", m, tables.zone),
         m_user=sql.SQL("m.user_id::text" if "user_id" in m.columns else "NULL"),
-        m_used=sql.Literal(sorted(read - _kept(m))),
+        m_others=_others("m", m, read - _kept(m)),
         conversations=c.identifier,
         messages=m.identifier,
         c_order=_order("c", c),
         m_order=_order("m", m),
     )
+
+
+def _others(alias: str, table: Table, used: set[str]) -> sql.Composable:
+    """All columns but those as a JSON object; empty where there are none, which spares their making."""
+    if table.columns.keys() <= used:
+        return sql.SQL("''")
+    row = sql.Identifier(alias)
+    return sql.SQL("(to_jsonb({}) - {}::text[])::text").format(row, sql.Literal(sorted(used)))
 
 
 def _kept(table: Table) -> set[str]:
