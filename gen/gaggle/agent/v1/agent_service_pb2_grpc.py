@@ -30,7 +30,8 @@ class AgentServiceStub:
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     def __init__(self, channel):
@@ -126,7 +127,8 @@ class AgentServiceServicer:
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     def Chat(self, request, context):
@@ -341,7 +343,8 @@ class AgentService:
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     @staticmethod

@@ -31,7 +31,8 @@ class AgentServiceStub:
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     @_typing.overload
@@ -83,7 +84,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -131,7 +133,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     what is another user's answers NOT_FOUND.
 
     Every mutation takes a request_id ([A-Za-z0-9._-]{1,64}). The same id with the same body gives the first answer
-    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED.
+    again and has no second effect; with another body it is INVALID_ARGUMENT, REQUEST_ID_REUSED. Where the answer is a
+    turn or a session, a repetition gives it as it is by then.
     """
 
     @_abc_1.abstractmethod
