@@ -97,7 +97,7 @@ class PausedError(Exception):
 
 
 class Signal:
-    """Wakes all who wait."""
+    """Wakes all who wait. Take `next` before looking at what it tells of: what happens meanwhile is then not missed."""
 
     def __init__(self) -> None:
         """Nobody waits yet."""
@@ -108,12 +108,17 @@ class Signal:
         event, self._event = self._event, asyncio.Event()
         event.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until it is set, or so long."""
-        event = self._event
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await event.wait()
+    @property
+    def next(self) -> asyncio.Event:
+        """What will be set from now on."""
+        return self._event
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait until it is set, or so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class Parts:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from gaggle.agent.state.v1 import document_pb2
 from gaggle.agent.v1 import turn_pb2
 from services.agent import journal
-from services.agent.running import Signal, TurnRun
+from services.agent.running import TurnRun, wait
 from services.agent.runs import Runs
 from services.agent.store import AgentStore, lane_key
 from services.agent.turns import ENDED, ended_event
@@ -41,11 +41,11 @@ class Watcher:
                     if event.WhichOneof("event") in _LAST:
                         return
             # What runs here wakes who waits; what runs elsewhere is asked for again.
-            await (asyncio.sleep(0) if live or place.caught_up else place.changed.wait(self._poll))
+            await (asyncio.sleep(0) if live or place.caught_up else wait(place.changed, self._poll))
 
     async def _look(self, place: "_Place") -> AsyncIterator[turn_pb2.TurnEvent]:
         """Give what the store has of a turn after a place, as far as it was not given before."""
-        place.changed, place.caught_up = self._runs.changed, False
+        place.changed, place.caught_up = self._runs.changed.next, False
         try:
             turn = await self._turn(place.user_id, place.turn_id)
             stored = await self._stored(turn, place)
@@ -75,7 +75,8 @@ class Watcher:
 
     async def _live(self, run: TurnRun, position: int) -> AsyncIterator[turn_pb2.TurnEvent]:
         while True:
-            over = run.over
+            # Whoever is slow to take what is given must not miss what comes meanwhile.
+            changed, over = run.changed.next, run.over
             for event in run.journal.since(position):
                 position = event.position
                 yield event
@@ -89,7 +90,7 @@ class Watcher:
                 ended.message.CopyFrom(answer)
                 yield turn_pb2.TurnEvent(position=position, ended=ended)
                 return
-            await run.changed.wait(_LIVE_SECONDS)
+            await wait(changed, _LIVE_SECONDS)
 
     async def _turn(self, user_id: str, turn_id: str) -> document_pb2.TurnDocument:
         turn = await self._store.turn(user_id, turn_id)
@@ -124,7 +125,7 @@ class _Place:
         self.read_rows = 0
         self.ahead = 0
         self.failures = 0
-        self.changed = Signal()
+        self.changed = asyncio.Event()
         self.caught_up = False
 
 
