@@ -416,7 +416,12 @@ class Leveller:
         if conversation is not None and conversation.metadata.get(MIGRATION_KEY) != self._state.nonce:
             conversation = None
         # One that is half gone was taken back before, by a process that was killed.
-        if entry.level_time and conversation is not None and session is not None and self._changed(entry, conversation, session):
+        if (
+            entry.level_time
+            and conversation is not None
+            and session is not None
+            and self._changed(entry, conversation, session)
+        ):
             await self.level(entry.id, restore=True)
             entry = self._state.entry(entry.id) or entry
             conversation = await self._mesh.conversation(entry.conversation_id)

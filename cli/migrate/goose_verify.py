@@ -47,9 +47,18 @@ class Verifier:
         self._database = database
         self._mesh = mesh
         self._state = state
-        self.sessions = 0
-        self.messages = 0
+        self._messages: dict[str, int] = {}
         self.lines = 0
+
+    @property
+    def sessions(self) -> int:
+        """How many were compared."""
+        return len(self._messages)
+
+    @property
+    def messages(self) -> int:
+        """How many of the mesh's were."""
+        return sum(self._messages.values())
 
     def identities(self) -> list[str]:
         """Every session that either side is known to have, by goose's ids."""
@@ -61,7 +70,7 @@ class Verifier:
         """What is different in one session, the ledger apart. Raises as Client.call."""
         entry = self._state.entry(identity)
         local = self._database.session(identity) if self._database else None
-        self.sessions += 1
+        self._messages[identity] = 0
         if entry is None:
             return [Difference(identity, "missing-in-mesh", "was never copied")] if local else []
         session = await self._mesh.session(entry.session_id)
@@ -84,7 +93,7 @@ class Verifier:
         elif conversation is not None:
             written = list(write_messages(await self._mesh.messages(conversation.id)))
             found += _compare_messages(local, written)
-            self.messages += len(written)
+            self._messages[identity] = len(written)
         if entry.trouble:
             found.append(Difference(identity, "left-alone", entry.trouble))
         return found
@@ -158,13 +167,11 @@ def _compare_lines(entry: Entry, local: list[Row], remote: list[UsageEntry]) -> 
         there = sourced.pop(int(line["id"]), None)
         if there is None:
             left.append(line)
-        elif _line(ledger_line(usage_entry(line))) != _line(ledger_line(there)):
-            yield Difference(
-                entry.id,
-                "ledger",
-                f"line {line['id']}: {_short(ledger_line(usage_entry(line)))} in the "
-                f"file, {_short(ledger_line(there))} in the mesh",
-            )
+        else:
+            mine, theirs = ledger_line(usage_entry(line)), ledger_line(there)
+            for name in sorted(name for name in mine if mine[name] != theirs[name]):
+                detail = f"line {line['id']}: {name} is {mine[name]} in the file, {theirs[name]} in the mesh"
+                yield Difference(entry.id, "ledger", detail)
     for line in left:
         key = _line(ledger_line(usage_entry(line)))
         if own[key] > 0:

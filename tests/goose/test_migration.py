@@ -82,7 +82,7 @@ class Gaggle:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
-                kills, patience = kills + 1, patience * 1.25
+                kills, patience = kills + 1, patience * 1.5
             else:
                 assert process.returncode == 0, out.decode()
                 return kills

@@ -322,8 +322,7 @@ FAULTS = {
         "conversation[0].created must be",
     ),
     "content": (
-        '{"working_dir": "", "created_at": "", "name": "",'
-        ' "conversation": [{"role": "user", "created": 1, "content": 1}]}',
+        '{"working_dir":"","created_at":"","name":"","conversation":[{"role":"user","created":1,"content":1}]}',
         "conversation[0].content must be an array",
     ),
 }
