@@ -74,7 +74,7 @@ class OpenAIModel:
                     for piece in answer.take(chunk):
                         yield piece
         except openai.OpenAIError as error:
-            raise model_error(error) from error
+            raise model_error(error, client.api_key) from error
         except json.JSONDecodeError as error:
             raise ModelError(_UNAVAILABLE, "the endpoint sent what is no JSON") from error
         yield answer.finished()
@@ -194,8 +194,8 @@ def _image(image: Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": url}
 
 
-def model_error(error: openai.OpenAIError) -> ModelError:
-    """Say of a failure of the client which of ours it is."""
+def model_error(error: openai.OpenAIError, key: str = "") -> ModelError:
+    """Say of a failure of the client which of ours it is; `key` is what no answer may hold."""
     if isinstance(error, openai.APIConnectionError):
         return ModelError(_UNAVAILABLE, "the endpoint can't be reached, or is too slow")
     status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR
@@ -208,6 +208,8 @@ def model_error(error: openai.OpenAIError) -> ModelError:
     if status in _KEY_STATUSES:
         # The provider's words may hold a piece of the key.
         text = "the endpoint does not take the deployment's key"
+    elif key:
+        text = text.replace(key, "***")
     return ModelError(reason, text, retry_after_seconds=_retry_after(error))
 
 
