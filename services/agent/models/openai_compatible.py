@@ -208,11 +208,13 @@ def model_error(error: openai.OpenAIError, key: str = "") -> ModelError:
     if status in _KEY_STATUSES:
         # The provider's words may hold a piece of the key.
         text = "the endpoint does not take the deployment's key"
-    elif key:
+    elif key and key != _NO_KEY:
         text = text.replace(key, "***")
     return ModelError(reason, text, retry_after_seconds=_retry_after(error))
 
 
+# The client insists on one.
+_NO_KEY = "none"
 _KEY_STATUSES = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PAYMENT_REQUIRED})
 _BY_CODE = {
     **dict.fromkeys(("insufficient_quota", "billing_hard_limit_reached", "account_deactivated"), _KEY_REJECTED),
@@ -247,7 +249,7 @@ class OpenAIClients:
     async def client(self, name: str, base_url: str, secret: str, timeout_seconds: float) -> openai.AsyncOpenAI:
         """Give an endpoint's client. Raises ModelError if its key can't be had."""
         if name not in self._clients:
-            key = await self._read(secret) if secret else "none"
+            key = await self._read(secret) if secret else _NO_KEY
             self._clients[name] = openai.AsyncOpenAI(
                 base_url=base_url,
                 api_key=key,
