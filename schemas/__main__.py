@@ -91,8 +91,9 @@ class JsonSchemas:
         definitions: Json = {}
         spelt = _spelling(topic)
         schema = self._message(_EVENT, spelt, definitions)
-        if payload := PAYLOADS.get(topic):
-            schema["properties"]["data"] = {"$ref": self._define(payload, _camel, definitions)}
+        if payloads := PAYLOADS.get(topic):
+            references: list[Json] = [{"$ref": self._define(one, spelt, definitions)} for one in payloads]
+            schema["properties"]["data"] = references[0] if len(references) == 1 else {"anyOf": references}
         head: Json = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": topic}
         required: Json = {"required": [spelt(name) for name in _ALWAYS]}
         return head | schema | required | ({"$defs": definitions} if definitions else {})
@@ -153,11 +154,12 @@ class AvroSchemas:
         name = "".join(part.capitalize() for part in topic.replace("-", ".").split("."))
         defined: set[str] = set()
         spelt = _spelling(topic)
-        payload = self._record(PAYLOADS[topic], _camel, defined)
+        payloads = [self._record(one, spelt, defined) for one in PAYLOADS[topic]]
+        payload = payloads[0] if len(payloads) == 1 else payloads
         record = self._record(_EVENT, spelt, defined, payload) | {"name": name, "namespace": "gaggle.events"}
         return {"doc": f"Events of the topic {topic}."} | record
 
-    def _record(self, name: str, spelt: "Spelling", defined: set[str], payload: Json | None = None) -> Json:
+    def _record(self, name: str, spelt: "Spelling", defined: set[str], payload: Any = None) -> Json:
         defined.add(name)
         package, _, simple = name.rpartition(".")
         fields = []

@@ -15,7 +15,8 @@ import redis.asyncio
 
 from tests.mesh_fixture import Mesh
 
-_READ_SECONDS = 30.0
+_READ_SECONDS = 60.0
+_POLL_SECONDS = 0.5
 
 
 class Tap(ABC):
@@ -128,6 +129,11 @@ class KafkaTap(Tap):
         return configuration
 
     async def open(self) -> None:
+        deadline = time.monotonic() + _READ_SECONDS
+        # Made when a sidecar subscribes to it, which audit does to all of them, one after the other.
+        while not await asyncio.to_thread(self._is_there):
+            assert time.monotonic() < deadline, f"no topic {self.topic}"
+            await asyncio.sleep(_POLL_SECONDS)
         self._from = await asyncio.to_thread(self._ends)
 
     async def read(self) -> list[bytes]:
@@ -141,6 +147,13 @@ class KafkaTap(Tap):
 
     def _consumer(self) -> confluent_kafka.Consumer:
         return confluent_kafka.Consumer(self.configuration | {"group.id": "tap", "enable.auto.commit": "false"})
+
+    def _is_there(self) -> bool:
+        consumer = self._consumer()
+        try:
+            return consumer.list_topics(self.topic, timeout=_READ_SECONDS).topics[self.topic].error is None
+        finally:
+            consumer.close()
 
     def _ends(self) -> dict[int, int]:
         consumer = self._consumer()

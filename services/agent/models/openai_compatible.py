@@ -83,7 +83,7 @@ class OpenAIModel:
                     for piece in answer.take(chunk):
                         yield piece
         except openai.OpenAIError as error:
-            raise model_error(error) from error
+            raise model_error(error, client.api_key) from error
         except json.JSONDecodeError as error:
             raise ModelError(_UNAVAILABLE, "the endpoint sent what is no JSON") from error
         yield answer.finished()
@@ -203,8 +203,8 @@ def _image(image: Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": url}
 
 
-def model_error(error: "openai.OpenAIError") -> ModelError:
-    """Say of a failure of the client which of ours it is."""
+def model_error(error: "openai.OpenAIError", key: str = "") -> ModelError:
+    """Say of a failure of the client which of ours it is; `key` is what no answer may hold."""
     import openai
 
     if isinstance(error, openai.APIConnectionError):
@@ -219,9 +219,13 @@ def model_error(error: "openai.OpenAIError") -> ModelError:
     if status in _KEY_STATUSES:
         # The provider's words may hold a piece of the key.
         text = "the endpoint does not take the deployment's key"
+    elif key and key != _NO_KEY:
+        text = text.replace(key, "***")
     return ModelError(reason, text, retry_after_seconds=_retry_after(error))
 
 
+# The client insists on one.
+_NO_KEY = "none"
 _KEY_STATUSES = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PAYMENT_REQUIRED})
 _BY_CODE = {
     **dict.fromkeys(("insufficient_quota", "billing_hard_limit_reached", "account_deactivated"), _KEY_REJECTED),
@@ -256,7 +260,7 @@ class OpenAIClients:
     async def client(self, name: str, base_url: str, secret: str, timeout_seconds: float) -> "openai.AsyncOpenAI":
         """Give an endpoint's client. Raises ModelError if its key can't be had."""
         if name not in self._clients:
-            key = await self._read(secret) if secret else "none"
+            key = await self._read(secret) if secret else _NO_KEY
             openai = await asyncio.to_thread(importlib.import_module, "openai")
             self._clients[name] = openai.AsyncOpenAI(
                 base_url=base_url,
