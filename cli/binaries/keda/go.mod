@@ -1,0 +1,3 @@
+module gaggle.invalid/binaries/keda
+
+go 1.26.5
