@@ -35,8 +35,6 @@ _HELM_STAMP = (
     f"-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={_MINOR}"
 )
 HELM = Program("helm", "helm", "helm.sh/helm/v3/cmd/helm", _HELM_VERSION, (f"-ldflags=-s -w {_HELM_STAMP}",))
-# Not run: the API server holds our ScaledObjects to its definitions.
-_KEDA_VERSION = "0"
 _CONTROL_PLANE = [
     Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", DAPR_VERSION, DAPR_FLAGS)
     for name in ("sentry", "operator", "injector")
@@ -45,11 +43,10 @@ _CONTROL_PLANE = [
 
 @dataclass(frozen=True)
 class ClusterBinaries:
-    """Paths, by name: those of Kubernetes, etcd, helm, and Dapr's six; and the folders of Dapr's chart and KEDA's CRDs."""
+    """Paths, by name: those of Kubernetes, etcd, helm, and Dapr's six; and the folder of Dapr's own chart."""
 
     programs: dict[str, Path]
     dapr_chart: Path
-    keda_crds: Path
 
 
 def cluster_binaries(progress: Progress) -> ClusterBinaries:
@@ -64,9 +61,7 @@ def cluster_binaries(progress: Progress) -> ClusterBinaries:
     dapr = dapr_binaries(progress)
     programs = {program.name: program.path for program in built}
     programs |= {"daprd": dapr.daprd, "scheduler": dapr.scheduler, "placement": dapr.placement}
-    chart = _module("dapr", f"github.com/dapr/dapr@v{DAPR_VERSION}") / "charts" / "dapr"
-    crds = _module("keda", f"github.com/kedacore/keda/v2@v{_KEDA_VERSION}") / "config" / "crd" / "bases"
-    return ClusterBinaries(programs, chart, crds)
+    return ClusterBinaries(programs, _module("dapr", f"github.com/dapr/dapr@v{DAPR_VERSION}") / "charts" / "dapr")
 
 
 def _module(folder: str, module: str) -> Path:

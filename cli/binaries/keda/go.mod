@@ -1,3 +1,0 @@
-module gaggle.invalid/binaries/keda
-
-go 1.26.5
