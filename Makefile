@@ -59,7 +59,8 @@ test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, withou
 	@$(BIN)/gaggle tools kafka >/dev/null
 	@$(BIN)/gaggle tools cluster >/dev/null
 	@GAGGLE_TEST_CLUSTER=private unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private \
-	  $(BIN)/python -m pytest -p no:cacheprovider $(CLUSTER)
+	  $(BIN)/python -m pytest -rP -p no:cacheprovider $(CLUSTER)
+
 test-observability: $(INSTALLED) ## Look at a mesh by Prometheus, Zipkin and a browser (fetches them; about four minutes).
 	@$(BIN)/gaggle tools dapr
 	@$(BIN)/gaggle tools prometheus

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from cli.binaries.cluster import HELM, KUBERNETES_VERSION
+from cli.mesh.data import PROJECT_ROOT
+from cli.mesh.runfile import RunFile
 from tests.cluster.conftest import CHART
 
 _VALUES = {
@@ -77,6 +79,21 @@ def test_components_are_those_of_the_repository(name: str) -> None:
     settings = next(one for one in rendered if one["kind"] == "ConfigMap")["data"]
     lines = (CHART / "files" / "components" / name / "settings.env").read_text().splitlines()
     assert settings == dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_services_are_told_what_dapr_yaml_tells_them() -> None:
+    """What a service needs in its environment on one machine it has in the cluster, too; ports aside."""
+    deployments = {one["metadata"]["name"]: one for one in _rendered([]) if one["kind"] == "Deployment"}
+    told = 0
+    for app in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps:
+        (container,) = deployments[f"gaggle-{app.service}"]["spec"]["template"]["spec"]["containers"]
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert container["command"] == app.command
+        for name, value in app.env.items():
+            if not name.endswith("_PORT"):
+                assert environment[name] == value, (app.service, name)
+                told += 1
+    assert told > len(deployments)
 
 
 def test_overrides_change_one_item_and_nothing_else() -> None:

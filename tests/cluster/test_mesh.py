@@ -22,12 +22,7 @@ from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
 
-_LEFT_OUT = ("agent", "extension", "recipe", "recurrence")
-_VALUES = (
-    "-f",
-    str(CHART / "values-local.yaml"),
-    *(f"--set=services.{service}.enabled=false" for service in _LEFT_OUT),
-)
+_VALUES = ("-f", str(CHART / "values-local.yaml"))
 _REMINDER_SECONDS = 15
 _APP_ID = "conversation"
 _STUBS = conversation_service_pb2_grpc.ConversationServiceStub
@@ -73,6 +68,7 @@ def test_a_pod_carries_its_sidecar_with_our_settings(mesh: Installed, service: s
     sidecars = [one for one in pod["spec"]["containers"] if one["name"] == "daprd"]
     assert len(sidecars) == 1, pod["spec"]["containers"]
     (sidecar,) = sidecars
+    print(pod["metadata"]["name"], *sidecar["args"])  # noqa: T201 -- as above
     arguments = _arguments(sidecar["args"])
     wanted = {
         "--app-id": service,
@@ -238,15 +234,17 @@ def test_helm_test_asks_every_service(mesh: Installed) -> None:
 
 
 def test_production_is_understood_by_the_api(mesh: Installed) -> None:
-    """The API server takes every object of the production values (those of KEDA, which is not here, aside)."""
-    arguments = ("template", "prod", str(CHART), "-n", NAMESPACE, "-f", str(CHART / "values-production.yaml"))
-    rendered = mesh.cluster.helm(*arguments, f"--kube-version={KUBERNETES_VERSION}")
-    documents = [one for one in rendered.split("\n---\n") if "apiVersion: keda.sh" not in one]
-    assert len(documents) > len(SERVICES)
-    said = mesh.cluster.kubectl(
-        "apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-", stdin="\n---\n".join(documents)
-    )
-    assert "configuration.dapr.io/gaggle-recipe" in said
+    """The API server takes every object of the production values, whose KEDA is not here, and of those with HPAs."""
+    for mode in ("keda", "hpa"):
+        arguments = ("template", "prod", str(CHART), "-n", NAMESPACE, "-f", str(CHART / "values-production.yaml"))
+        rendered = mesh.cluster.helm(*arguments, f"--kube-version={KUBERNETES_VERSION}", f"--set=autoscaling.mode={mode}")
+        documents = [one for one in rendered.split("\n---\n") if "apiVersion: keda.sh" not in one]
+        assert len(documents) > len(SERVICES)
+        said = mesh.cluster.kubectl(
+            "apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-", stdin="\n---\n".join(documents)
+        )
+        for taken in ("configuration.dapr.io/gaggle-recipe", "poddisruptionbudget.policy/prod-audit"):
+            assert taken in said
 
 
 def test_an_upgrade_loses_nothing(mesh: Installed) -> None:

@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from cli.cluster import secret_manifests, write_compose_secrets
 from cli.mesh.data import PROJECT_ROOT, DataDirectory
@@ -70,6 +72,31 @@ def test_the_image_gets_what_services_import_and_no_tools() -> None:
     assert printed.count("--hash=sha256:") >= len(names)
     for entry in re.findall(r"^[a-z0-9._-]+==[^ ]+", printed, re.MULTILINE):
         assert f"\n{entry}" in f"\n{lock.read_text()}"
+
+
+def test_the_image_lacks_nothing_that_is_imported() -> None:
+    """Every package that cli/ and services/ import is among those that the image gets."""
+    command = [sys.executable, str(DEPLOY / "docker" / "runtime_lock.py"), "pyproject.toml", "requirements.lock"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT_ROOT).stdout
+    names = set(re.findall(r"^([a-z0-9._-]+)==", printed, re.MULTILINE))
+    distributions = packages_distributions()
+    ours = {"cli", "services", "gaggle"}
+    imported = {top for top in _imported() if top not in sys.stdlib_module_names} - ours
+    assert {"grpc", "dapr", "typer", "yaml"} <= imported
+    for top in imported:
+        found = {canonicalize_name(one) for one in distributions[top]}
+        assert found & names, f"{top} is of {found}, which the image does not get"
+
+
+def _imported() -> Iterator[str]:
+    """Top names of all imports of cli/ and services/, but those that are for checking types."""
+    for folder in ("cli", "services"):
+        for module in (PROJECT_ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(module.read_text())):
+                if isinstance(node, ast.Import):
+                    yield from (alias.name.split(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    yield node.module.split(".")[0]
 
 
 def test_compose_runs_the_mesh_of_dapr_yaml() -> None:
