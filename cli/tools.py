@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print where a program is (dapr: daprd; kafka, zipkin: jars; cluster: helm), fetching or building it if need be."""
+    """Print where a program is (dapr: daprd; kafka, zipkin: jars; cluster: helm), fetched or built if need be."""
     progress = build_progress(Console(stderr=True))
     match name:
         case Tool.DAPR:
