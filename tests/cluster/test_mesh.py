@@ -237,11 +237,20 @@ def test_production_is_understood_by_the_api(mesh: Installed) -> None:
     """The API server takes every object of the production values, whose KEDA is not here, and of those with HPAs."""
     for mode in ("keda", "hpa"):
         arguments = ("template", "prod", str(CHART), "-n", NAMESPACE, "-f", str(CHART / "values-production.yaml"))
-        rendered = mesh.cluster.helm(*arguments, f"--kube-version={KUBERNETES_VERSION}", f"--set=autoscaling.mode={mode}")
+        rendered = mesh.cluster.helm(
+            *arguments, f"--kube-version={KUBERNETES_VERSION}", f"--set=autoscaling.mode={mode}"
+        )
         documents = [one for one in rendered.split("\n---\n") if "apiVersion: keda.sh" not in one]
         assert len(documents) > len(SERVICES)
         said = mesh.cluster.kubectl(
-            "apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-", stdin="\n---\n".join(documents)
+            "apply",
+            "-n",
+            NAMESPACE,
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+            stdin="\n---\n".join(documents),
         )
         for taken in ("configuration.dapr.io/gaggle-recipe", "poddisruptionbudget.policy/prod-audit"):
             assert taken in said
