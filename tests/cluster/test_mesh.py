@@ -179,8 +179,8 @@ def test_sidecars_speak_mutual_tls(mesh: Installed) -> None:
     identities = names.value.get_values_for_type(x509.UniformResourceIdentifier)
     assert identities == [f"spiffe://public/ns/{NAMESPACE}/conversation"]
     plain = grpc.insecure_channel(f"{address[0]}:{address[1]}", options=[("grpc.enable_http_proxy", 0)])
+    asked = conversation_service_pb2.GetConversationRequest(conversation_id="any")
     with plain, pytest.raises(grpc.RpcError) as refused:
-        asked = conversation_service_pb2.GetConversationRequest(conversation_id="any")
         _STUBS(plain).GetConversation(asked, metadata=(("dapr-app-id", _APP_ID),), timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
