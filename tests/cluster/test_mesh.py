@@ -17,12 +17,16 @@ from gaggle.conversation.v1 import conversation_service_pb2, conversation_servic
 from gaggle.notification.v1 import notification_service_pb2, notification_service_pb2_grpc
 from gaggle.task.v1 import task_service_pb2, task_service_pb2_grpc
 from tests.cluster.calls import NAMESPACE, RELEASE, eventually, running_pods
-from tests.cluster.conftest import CHART, SERVICES, Installed
+from tests.cluster.conftest import CHART, LEFT_OUT, SERVICES, Installed
 from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
 
-_VALUES = ("-f", str(CHART / "values-local.yaml"))
+_VALUES = (
+    "-f",
+    str(CHART / "values-local.yaml"),
+    *(f"--set=services.{service}.enabled=false" for service in LEFT_OUT),
+)
 _REMINDER_SECONDS = 15
 _APP_ID = "conversation"
 _STUBS = conversation_service_pb2_grpc.ConversationServiceStub
