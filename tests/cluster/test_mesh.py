@@ -17,12 +17,16 @@ from gaggle.conversation.v1 import conversation_service_pb2, conversation_servic
 from gaggle.notification.v1 import notification_service_pb2, notification_service_pb2_grpc
 from gaggle.task.v1 import task_service_pb2, task_service_pb2_grpc
 from tests.cluster.calls import NAMESPACE, RELEASE, eventually, running_pods
-from tests.cluster.conftest import CHART, SERVICES, Installed
+from tests.cluster.conftest import CHART, LEFT_OUT, SERVICES, Installed
 from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
 
-_VALUES = ("-f", str(CHART / "values-local.yaml"))
+_VALUES = (
+    "-f",
+    str(CHART / "values-local.yaml"),
+    *(f"--set=services.{service}.enabled=false" for service in LEFT_OUT),
+)
 _REMINDER_SECONDS = 15
 _APP_ID = "conversation"
 _STUBS = conversation_service_pb2_grpc.ConversationServiceStub
@@ -179,8 +183,8 @@ def test_sidecars_speak_mutual_tls(mesh: Installed) -> None:
     identities = names.value.get_values_for_type(x509.UniformResourceIdentifier)
     assert identities == [f"spiffe://public/ns/{NAMESPACE}/conversation"]
     plain = grpc.insecure_channel(f"{address[0]}:{address[1]}", options=[("grpc.enable_http_proxy", 0)])
+    asked = conversation_service_pb2.GetConversationRequest(conversation_id="any")
     with plain, pytest.raises(grpc.RpcError) as refused:
-        asked = conversation_service_pb2.GetConversationRequest(conversation_id="any")
         _STUBS(plain).GetConversation(asked, metadata=(("dapr-app-id", _APP_ID),), timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
