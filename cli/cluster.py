@@ -85,7 +85,8 @@ def write_compose_secrets(folder: Path, services: Iterable[str]) -> None:
             "connection-string": database,
             "connection-string-goose": f"{database}&{GOOSE_SCHEMA}",
         },
-        "rabbitmq-secrets": {"connection-string": broker},
+        # No authority of one's own: without TLS there is nothing to hold a certificate against.
+        "rabbitmq-secrets": {"connection-string": broker, "ca-cert": ""},
     }
     served = {name: data for name, data in manifests.items() if "token" not in data}
     write_private(folder / "secrets.json", json.dumps(served | stores, indent=2, sort_keys=True) + "\n")

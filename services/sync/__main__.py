@@ -41,6 +41,8 @@ def build(runtime: Runtime, settings: SyncSettings) -> Wiring:
         start=[gateway.listen],
         background=[Feed(log, hub).run, gateway.serve],
         drain=[let_go],
+        keeps_state=False,
+        has_events=False,
     )
 
 

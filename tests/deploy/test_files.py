@@ -20,6 +20,7 @@ from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.keys import sign_token
 from cli.mesh.runfile import RunFile
 from services.runtime.access import Access
+from services.runtime.owning import OWNER_ACCESS
 
 DEPLOY = PROJECT_ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
@@ -107,7 +108,8 @@ def test_compose_runs_the_mesh_of_dapr_yaml() -> None:
     different = set()
     for service, app in apps.items():
         own, sidecar = _COMPOSED["services"][service], _COMPOSED["services"][f"{service}-sidecar"]
-        assert own["ports"] == [f"127.0.0.1:{app.app_port}:50051"]
+        further = [f"127.0.0.1:{port}:50080"] if (port := app.env.get("GAGGLE_HTTP_PORT")) else []
+        assert own["ports"] == [f"127.0.0.1:{app.app_port}:50051", *further]
         assert own["command"] == [*app.command]
         assert own["environment"]["APP_ID"] == app.app_id
         assert sidecar["network_mode"] == f"service:{service}"
@@ -188,14 +190,15 @@ _STUBS = {"self._stub", "self._owner", "self._conversations"}
 
 
 def _tables() -> dict[str, dict[str, dict[str, Access]]]:
-    """Each service's access tables by the full name of what is exposed, read from where __main__.py wires them."""
+    """Each service's access tables by name, its own and the one that owners of entities share."""
     found: dict[str, dict[str, dict[str, Access]]] = {}
     for service in SERVICES:
+        found[service] = {"OWNER_ACCESS": OWNER_ACCESS}
         folder = PROJECT_ROOT / "services" / service
         for module in folder.glob("*.py"):
             for name in re.findall(r"^([A-Z0-9_]+_ACCESS)\b.*= ", module.read_text(), re.MULTILINE):
                 table = getattr(importlib.import_module(f"services.{service}.{module.stem}"), name)
-                found.setdefault(service, {})[name] = table
+                found[service][name] = table
     return found
 
 

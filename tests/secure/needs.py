@@ -39,8 +39,18 @@ CALLS: Final[dict[tuple[str, str], set[str]]] = {
         "AppendMessages",
         "RaiseFence",
     ),
-    ("agent", "extension"): _methods(_EXTENSION, "GetExtension", "ListTools", "CallTool", "CancelToolCall"),
-    ("recipe", "agent"): _methods("gaggle.agent.v1.AgentService", "Chat", "WatchTurn", "CancelTurn"),
+    ("agent", "extension"): _methods(
+        _EXTENSION, "GetExtension", "ListTools", "LoadExtension", "CallTool", "CancelToolCall"
+    ),
+    ("recipe", "agent"): _methods(
+        "gaggle.agent.v1.AgentService", "Chat", "WatchTurn", "CancelTurn", "CreateSession", "EndSession"
+    ),
+    ("sync", "audit"): _methods("gaggle.audit.v1.LogService", "FollowLog", "ReadLog"),
+    **{
+        (caller, "auth"): _methods("gaggle.auth.v1.AuthService", "GetSession")
+        for caller in SERVICES
+        if caller != "auth"
+    },
     ("recipe", "conversation"): _methods(_CONVERSATION, "CreateConversation"),
     ("recipe", "extension"): _methods(
         _EXTENSION, "GetExtension", "RegisterExtension", "LoadExtension", "CallTool", "CancelToolCall"
@@ -64,6 +74,7 @@ APIS: Final[dict[str, set[str]]] = {
     "extension": {"state", "publish"},
     "agent": {"state", "publish", "conversation"},
     "recipe": {"state", "publish", "workflows"},
+    "sync": set(),
 }
 """Dapr's APIs that a service uses, beside metadata and secrets, which all do."""
 
@@ -78,7 +89,7 @@ SECRETS: Final[dict[str, set[str]]] = {
 }
 """Secrets that a service reads, whatever an operator has named beside them."""
 
-_STATELESS = {"auth", "audit", "recurrence"}
+_STATELESS = {"auth", "audit", "recurrence", "sync"}
 
 
 def components_of(service: str) -> set[str]:
@@ -86,7 +97,7 @@ def components_of(service: str) -> set[str]:
     return (
         {"secretstore"}
         | (set() if service in _STATELESS else {"statestore"})
-        | (set() if service == "auth" else {"pubsub"})
+        | (set() if service in {"auth", "sync"} else {"pubsub"})
         | {"conversation": {"pubsub-fanout"}, "audit": {"readmodel"}, "reminder": {"reminder-sweep"}}.get(
             service, set()
         )
@@ -97,7 +108,8 @@ async def wiring_of(service: str) -> Wiring:
     """A service put together as its process does it, short of starting it."""
     module = importlib.import_module(f"services.{service}.__main__")
     settings_class: type[ServiceSettings] = inspect.signature(module.build).parameters["settings"].annotation
-    settings = settings_class.model_validate({"app_id": service, "port": 1, "sidecar_port": 1, "app_api_token": "t"})
+    given = {"app_id": service, "port": 1, "http_port": 1, "sidecar_port": 1, "app_api_token": "t"}
+    settings = settings_class.model_validate(given)
     runtime = Runtime(service, settings)
     try:
         wiring: Wiring = module.build(runtime, settings)
