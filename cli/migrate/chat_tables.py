@@ -251,16 +251,20 @@ def switch(
             await freeze(connection, tables)
             _console().print("The tables take no more writes.", highlight=False)
             mesh = _mesh(data, address, app_id, auth_address, auth_app_id, token, timeout)
-            async with _phase(held, connection, tables, "switch", per_second, mesh) as phase:
-                outcome = await phase.copy(keep_messages=keep_messages, verify=True)
-            if _ended(held, "copy", outcome) and not leave_faulty:
+            async with _phase(held, connection, tables, "copy", per_second, mesh) as phase:
+                copied = await phase.copy(keep_messages=keep_messages)
+            async with _phase(held, connection, tables, "verify", per_second, mesh) as phase:
+                verified = await phase.verify()
+            faulty = _ended(held, "copy", copied)
+            faulty = _ended(held, "verify", verified) or faulty
+            if faulty and not leave_faulty:
                 raise CommandError(
                     "Not switched, and the tables take no writes: mend what is told above and run this again, "
                     "or go back with --undo."
                 )
-            held.note("switch", **outcome.facts())
+            held.note("switch", conversations=verified.conversations, messages=verified.messages)
         typer.echo(
-            f"Switched: {outcome.conversations - outcome.faulty:,} conversations. "
+            f"Switched: {verified.conversations - verified.faulty:,} conversations. "
             "Have the application call ChatService, or the conversation service, from now on."
         )
         return False

@@ -189,7 +189,7 @@ async def test_killed_in_each_phase(bot: Chatbot, stored: Reader, users: list[st
     # The tables refuse writes from the beginning: nothing slips in while nobody looks.
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         bot.sql("INSERT INTO conversations (user_id) VALUES ('ann')")
-    await killed(bot, "switch", lambda: lines(bot.work / "verified.jsonl") >= 100, *slow)
+    await killed(bot, "switch", lambda: lines(bot.work / "verified.jsonl") >= 80, *slow)
     await bot("switch")
     assert report(bot)["switch"]["conversations"] == 120
     await assert_equal(bot, stored, users)

@@ -25,7 +25,7 @@ _AT_ONCE = 8
 _TOLD_FAULTS = 1_000
 _TOLD_REASONS = 5
 
-Spawn = Callable[[Chat, Callable[[], Awaitable[str]], list[Journal]], Awaitable[None]]
+Spawn = Callable[[Chat, Callable[[], Awaitable[str]], Journal], Awaitable[None]]
 
 
 class Clients(Protocol):
@@ -113,23 +113,21 @@ class Phase:
         self._progress = progress
         self._pause = 1 / per_second if per_second else 0.0
 
-    async def copy(self, *, keep_messages: int = 0, again: bool = False, verify: bool = False) -> Outcome:
+    async def copy(self, *, keep_messages: int = 0, again: bool = False) -> Outcome:
         """Stores what is not stored yet; of what an earlier run stored, takes over what has changed since.
 
         Args:
             keep_messages: the retention of the conversations that are created; 0: all.
             again: look at those too that the journal knows.
-            verify: read back, too, what is not verified yet. One pass for both is short, as a switch wants it.
 
         Raises:
             UnreachableError: the mesh does not answer; the next run goes on from there.
         """
-        journals = [self._work.copied, self._work.verified] if verify else [self._work.copied]
-        move = _store_and_compare if verify else _store
-        stored = self._work.copied.users()
+        journal = self._work.copied
+        stored = journal.users()
         async with self._pass() as (outcome, chats, spawn):
             async for one in chats:
-                if not again and all(journal.has(one.source_id, one.digest) for journal in journals):
+                if not again and journal.has(one.source_id, one.digest):
                     outcome.done_before += 1
                     self._progress.did(len(one.messages))
                     continue
@@ -143,12 +141,12 @@ class Phase:
                     outcome.fault(one, str(error))
                     self._progress.did(len(one.messages))
                     continue
-                await spawn(one, partial(move, client, one, created), journals)
+                await spawn(one, partial(_store, client, one, created), journal)
         for source_id in stored.keys() - outcome.seen:
             user = stored[source_id]
             # Its user has deleted it meanwhile: it must not come back.
             await _forget(await self._clients.of(user), source_id)
-            self._work.copied.add(source_id, user, "")
+            journal.add(source_id, user, "")
             outcome.deleted += 1
         return outcome
 
@@ -170,7 +168,7 @@ class Phase:
                     self._progress.did(len(one.messages))
                     continue
                 client = await self._clients.of(one.user)
-                await spawn(one, partial(_compare, client, one, switched=switched), [journal])
+                await spawn(one, partial(_compare, client, one, switched=switched), journal)
         return outcome
 
     @asynccontextmanager
@@ -186,9 +184,9 @@ class Phase:
                 asyncio.TaskGroup() as group,
             ):
 
-                async def spawn(one: Chat, do: Callable[[], Awaitable[str]], journals: list[Journal]) -> None:
+                async def spawn(one: Chat, do: Callable[[], Awaitable[str]], journal: Journal) -> None:
                     await free.acquire()
-                    group.create_task(self._run(one, do, journals, outcome)).add_done_callback(lambda _: free.release())
+                    group.create_task(self._run(one, do, journal, outcome)).add_done_callback(lambda _: free.release())
                     if self._pause:
                         await asyncio.sleep(self._pause)
 
@@ -212,9 +210,7 @@ class Phase:
                     continue
                 yield one
 
-    async def _run(
-        self, one: Chat, do: Callable[[], Awaitable[str]], journals: list[Journal], outcome: Outcome
-    ) -> None:
+    async def _run(self, one: Chat, do: Callable[[], Awaitable[str]], journal: Journal, outcome: Outcome) -> None:
         try:
             why = await do()
         except ServiceRefusedError as error:
@@ -222,8 +218,7 @@ class Phase:
         if why:
             outcome.fault(one, why)
         else:
-            for journal in journals:
-                journal.add(one.source_id, one.user, one.digest)
+            journal.add(one.source_id, one.user, one.digest)
             outcome.done += 1
             outcome.done_messages += len(one.messages)
         self._progress.did(len(one.messages))
@@ -287,11 +282,6 @@ async def _store(client: Client, one: Chat, created: Conversation | None) -> str
         await client.call(client.stub.TruncateConversation, request, pb.TruncateConversationResponse)
     await _append(client, one, cut + same, found.last_sequence)
     return ""
-
-
-async def _store_and_compare(client: Client, one: Chat, created: Conversation | None) -> str:
-    """As `_store`, then as `_compare`."""
-    return await _store(client, one, created) or await _compare(client, one, switched=False)
 
 
 async def _append(client: Client, one: Chat, stored: int, last_sequence: int) -> None:
