@@ -25,6 +25,8 @@ def _methods(service: str, *names: str) -> set[str]:
 _CONVERSATION = "gaggle.conversation.v1.ConversationService"
 _EXTENSION = "gaggle.extension.v1.ExtensionService"
 
+_SESSION = _methods("gaggle.auth.v1.AuthService", "GetSession")
+
 CALLS: Final[dict[tuple[str, str], set[str]]] = {
     ("conversation", "audit"): _methods("gaggle.audit.v1.AuditService", "QueryConversations", "Search"),
     ("audit", "conversation"): _methods(_CONVERSATION, "GetConversation", "ListMessages")
