@@ -22,6 +22,7 @@ from services.auth.breaker import Breaker
 from services.runtime.errors import UnauthenticatedError
 from tests.better_auth.serving import Server, SignedIn, better_auth, daprd
 from tests.conditions import eventually
+from tests.extension.asking import Asker, odd
 from tests.mesh_fixture import SESSION_CACHE_SECONDS, Mesh, better_auth_app_id
 from tests.runtime.serving import bearer, refusal, refused
 
@@ -140,6 +141,9 @@ async def test_a_session_goes_through_the_mesh(mesh: Mesh, outside: Outside, con
         for metadata in _ways(session).values():
             through = (*metadata, ("dapr-app-id", mesh.service("conversation").app_id))
             assert not (await proxied.ListConversations(pb.ListConversationsRequest(), metadata=through)).conversations
+    async with mesh.channel("extension") as channel:
+        # The chatbot's tools, as a person may have them.
+        await Asker(channel, bearer(session.token)).register(odd("tasks"))
     async with mesh.channel("agent") as channel:
         chatbot: Any = ChatServiceStub(channel)
         answer = await chatbot.Chat(

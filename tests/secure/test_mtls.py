@@ -439,7 +439,9 @@ async def test_each_sidecar_offers_the_apis_of_its_service(
     headers = {"dapr-api-token": secure.tokens(service)["dapr"]}
     async with httpx.AsyncClient(base_url=f"http://{secure.service(service).sidecar_http}", headers=headers) as client:
         assert (await client.get("/v1.0/metadata")).status_code == 200
-        for path in ("state/statestore/none", "secrets/secretstore/token-jwks", "invoke/audit/method/x"):
+        # The bridge to a better-auth server invokes over HTTP.
+        invoking = [] if service == "auth" else ["invoke/audit/method/x"]
+        for path in ("state/statestore/none", "secrets/secretstore/token-jwks", *invoking):
             assert (await client.get(f"/v1.0/{path}")).status_code in {403, 404, 501}, path
 
 
@@ -489,6 +491,6 @@ prompt: say done by {{{{ steps.note.result | length > 0 }}}}
 
         async def reported() -> bool:
             receipts = {one.service for one in (await talker("GetErasure")).receipts}
-            return set(SERVICES) - {"auth", "recurrence"} <= receipts
+            return set(SERVICES) - {"auth", "recurrence", "sync"} <= receipts
 
         await eventually(reported, within=60, what="receipts of all services")
