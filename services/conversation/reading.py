@@ -1,6 +1,8 @@
 """What callers read: windows, pages, contexts, lists."""
 
+import contextlib
 from datetime import UTC, datetime
+from typing import Any
 
 from gaggle.conversation.state.v1 import document_pb2
 from gaggle.conversation.v1 import conversation_pb2, message_pb2
@@ -11,7 +13,7 @@ from services.conversation.settings import ConversationSettings
 from services.conversation.store import ConversationStore, expired, head_key
 from services.conversation.validation import MAX_RESPONSE_BYTES
 from services.runtime import paging
-from services.runtime.errors import InvalidArgumentError
+from services.runtime.errors import InvalidArgumentError, StateMissingError
 
 MAX_PAGE_MESSAGES = 1000
 MAX_PAGE_CONVERSATIONS = 100
@@ -36,16 +38,23 @@ class Reader:
         size = paging.page_size(request.page_size, default=self._default, most=MAX_PAGE_MESSAGES)
         newest = not (request.page_token or request.HasField("after_sequence") or request.HasField("before_sequence"))
         if not newest:
-            return await self._page(user_id, request, size)
+            cursor = self._cursor(user_id, request)
+            return await self._store.reading(
+                user_id, request.conversation_id, lambda head: self._page(user_id, head, request, cursor, size)
+            )
         if request.HasField("min_sequence"):
             window = self._store.windows.get(head_key(user_id, request.conversation_id), request.min_sequence)
             if window is not None:
                 answer = window.answers.get(size)
                 if answer is None:
-                    answer = window.answers[size] = await self._newest(user_id, window.head, size)
-                return answer
-        head = await self._store.head(user_id, request.conversation_id)
-        return await self._newest(user_id, head, size)
+                    # Where a change let go of what the window names, the conversation is read anew.
+                    with contextlib.suppress(StateMissingError):
+                        answer = window.answers[size] = await self._newest(user_id, window.head, size)
+                if answer is not None:
+                    return answer
+        return await self._store.reading(
+            user_id, request.conversation_id, lambda head: self._newest(user_id, head, size)
+        )
 
     async def _newest(self, user_id: str, head: document_pb2.Head, size: int) -> bytes:
         found = domain.default_window(head, size)
@@ -62,12 +71,21 @@ class Reader:
         token = paging.encode({"b": oldest}, *_scope(user_id, head.conversation.id)) if more else ""
         return body + _trailer(head, token)
 
-    async def _page(self, user_id: str, request: api.ListMessagesRequest, size: int) -> bytes:
-        scope = _scope(user_id, request.conversation_id)
-        cursor = paging.decode(request.page_token, *scope)
+    def _cursor(self, user_id: str, request: api.ListMessagesRequest) -> dict[str, Any]:
+        cursor = paging.decode(request.page_token, *_scope(user_id, request.conversation_id))
         if request.HasField("after_sequence") and request.HasField("before_sequence"):
             raise InvalidArgumentError({"after_sequence": "not together with before_sequence"})
-        head = await self._store.head(user_id, request.conversation_id)
+        return cursor
+
+    async def _page(
+        self,
+        user_id: str,
+        head: document_pb2.Head,
+        request: api.ListMessagesRequest,
+        cursor: dict[str, Any],
+        size: int,
+    ) -> bytes:
+        scope = _scope(user_id, request.conversation_id)
         if "a" in cursor or (not cursor and request.HasField("after_sequence")):
             after = int(cursor["a"]) if cursor else request.after_sequence
             slots = await self._store.after(user_id, head, after=after, limit=size, max_bytes=MAX_RESPONSE_BYTES)
@@ -86,7 +104,13 @@ class Reader:
         budget = request.token_budget or DEFAULT_TOKEN_BUDGET
         if not 0 < budget <= MAX_TOKEN_BUDGET:
             raise InvalidArgumentError({"token_budget": f"must be 1 to {MAX_TOKEN_BUDGET}"})
-        head = await self._store.head(user_id, request.conversation_id)
+        return await self._store.reading(
+            user_id, request.conversation_id, lambda head: self._context(user_id, head, request, budget)
+        )
+
+    async def _context(
+        self, user_id: str, head: document_pb2.Head, request: api.GetContextRequest, budget: int
+    ) -> bytes:
         summary, covered = b"", head.first_sequence - 1
         tokens = 0
         if head.summary_sequence and not request.ignore_summary:

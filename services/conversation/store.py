@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
@@ -24,12 +24,14 @@ from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.conversation import domain
 from services.runtime import topics
 from services.runtime.call import trace_metadata
-from services.runtime.errors import ConflictError, NotFoundError
+from services.runtime.errors import ConflictError, NotFoundError, StateMissingError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
 from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import Item, Put, Remove, StateStore
+
+T = TypeVar("T")
 
 INDEX_BUCKET_ENTRIES = 256
 TOMBSTONE_SECONDS = 7 * 24 * 3600
@@ -169,6 +171,21 @@ class ConversationStore:
         self.windows.put(key, head, read_at)
         return head
 
+    async def reading(self, user_id: str, conversation_id: str, read: Callable[[document_pb2.Head], Awaitable[T]]) -> T:
+        """Read by a conversation's head; by a newer one if a change since then took away what that names. Strong.
+
+        Raises NotFoundError, StateMissingError, and what `read` raises.
+        """
+        head = await self.head(user_id, conversation_id)
+        while True:
+            try:
+                return await read(head)
+            except StateMissingError:
+                newer = await self.head(user_id, conversation_id)
+                if newer.revision == head.revision:
+                    raise
+                head = newer
+
     async def newest(
         self, user_id: str, head: document_pb2.Head, *, before: int, limit: int, max_bytes: int
     ) -> list[domain.Slot]:
@@ -289,8 +306,15 @@ class ConversationStore:
                 head = None if item is None else document_pb2.Head.FromString(item.value)
                 if item is None or head is None or head.HasField("delete_time") or (gone(head) and not expired_too):
                     raise NotFoundError("conversation", conversation_id)
-                applied = apply(head)
-                draft = applied if isinstance(applied, Draft | bytes) else await applied
+                try:
+                    applied = apply(head)
+                    draft = applied if isinstance(applied, Draft | bytes) else await applied
+                except StateMissingError:
+                    # Another replica's change since the head was read may have let go of it.
+                    now = await self.state.get(key)
+                    if now is not None and now.etag == item.etag:
+                        raise
+                    continue
                 if isinstance(draft, bytes):
                     return draft
                 if request_id:

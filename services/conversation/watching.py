@@ -20,7 +20,7 @@ from services.conversation import domain
 from services.conversation.store import ConversationStore, head_key
 from services.conversation.validation import MAX_RESPONSE_BYTES
 from services.runtime.callbacks import Outcome, TopicEvent
-from services.runtime.errors import NotFoundError, UnavailableError
+from services.runtime.errors import NotFoundError, StateMissingError, UnavailableError
 from services.runtime.ids import new_id
 from services.runtime.sidecar import Sidecar
 
@@ -123,7 +123,7 @@ class Watcher:
             head = await self._store.head(user_id, request.conversation_id)
             start = request.from_sequence if request.HasField("from_sequence") else head.next_sequence
             told = _Told(max(int(start), 1), {(one.first, one.last) for one in domain.holes(head)})
-            async for response in self._catch_up(user_id, head, told):
+            async for response in self._follow(user_id, head, told):
                 yield response
             yield _caught_up(told)
             loop = asyncio.get_running_loop()
@@ -142,12 +142,28 @@ class Watcher:
                 except UnavailableError:
                     continue  # The stream outlives a sidecar's restart; the next poll goes on where it stands.
                 if head.revision != revision:
-                    async for response in self._catch_up(user_id, head, told):
+                    async for response in self._follow(user_id, head, told):
                         yield response
                     revision = head.revision
                 if loop.time() >= beat:
                     beat = loop.time() + _HEARTBEAT_SECONDS
                     yield _caught_up(told)
+
+    async def _follow(
+        self, user_id: str, head: document_pb2.Head, told: "_Told"
+    ) -> AsyncIterator[api.WatchResponse | bytes]:
+        """Catch up with a head, or a newer one if a change since it was read took away what that names."""
+        while True:
+            try:
+                async for response in self._catch_up(user_id, head, told):
+                    yield response
+            except StateMissingError:
+                newer = await self._store.head(user_id, head.conversation.id)
+                if newer.revision == head.revision:
+                    raise
+                head = newer
+            else:
+                return
 
     async def _catch_up(
         self, user_id: str, head: document_pb2.Head, told: "_Told"
