@@ -59,7 +59,7 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
     )
     log_servicer = LogServicer(store, tail, heartbeat_seconds=settings.watch_heartbeat_seconds)
     dead_letters = topics.dead_letter_topic(settings.app_id)
-    bulk = BulkOptions(settings.bulk_max_messages, settings.bulk_max_wait_ms)
+    bulk = BulkOptions(settings.bulk_max_messages, settings.bulk_max_wait_ms) if settings.bulk_max_messages else None
 
     return Wiring(
         servicers=[

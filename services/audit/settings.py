@@ -17,8 +17,12 @@ class AuditSettings(ServiceSettings):
     entity_services: tuple[str, ...] = ("task", "reminder", "notification", "extension", "agent", "recipe")
     """App ids, without the mesh's suffix, of services that own entities and serve EntityOwnerService; a JSON array."""
 
-    bulk_max_messages: int = Field(default=200, ge=1)
-    """How many events of a topic are delivered together at most."""
+    bulk_max_messages: int = Field(default=0, ge=0)
+    """How many events of a topic are delivered together at most; 0: each alone, several at once.
+
+    Only for brokers whose component gathers deliveries itself, as Kafka's does. Where daprd (1.18) gathers them for the
+    component, those that wait when the service dies hold a worker for good, and soon nothing is delivered any more.
+    """
 
     bulk_max_wait_ms: int = Field(default=20, ge=1)
     """How long the first of them waits for the others."""

@@ -24,6 +24,7 @@ _BACK_SECONDS = 10.0
 
 _MIXED_SECONDS = float(os.environ.get("GAGGLE_SOAK_SECONDS", "60"))
 _SEED = int(os.environ.get("GAGGLE_SEED", "0")) or random.randrange(1, 2**31)
+_GIVEN_UP = "App entered un-healthy status"
 _REPLICAS = ("conversation", "conversation-2")
 
 
@@ -94,6 +95,23 @@ async def test_broker_away(own: Mesh, user: str, tmp_path: Path) -> None:
         for topic, told in (await _published(own, user, name)).items():
             first_times = list(dict.fromkeys(told))
             assert first_times == sorted(first_times), f"{topic} of {name}"
+
+
+async def test_log_killed_behind_a_backlog(own: Mesh, user: str, tmp_path: Path) -> None:
+    """The log is given up by its sidecar, with events under way to it, and killed: all are delivered to the next."""
+    daprd_log = own.data.log("audit.daprd")
+    async with under_load(own, user, tmp_path, seed=_SEED) as load:
+        await load.more(30)
+        before = daprd_log.read_text().count(_GIVEN_UP)
+        own.signal("audit", signal.SIGSTOP)
+
+        async def given_up() -> bool:
+            return daprd_log.read_text().count(_GIVEN_UP) > before
+
+        await _until(given_up)
+        await load.more(300)
+        await own.back("audit", own.kill("audit"))
+        await load.more(60)
 
 
 async def test_death_between_commit_and_publish(own: Mesh, user: str, tmp_path: Path) -> None:
