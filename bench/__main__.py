@@ -29,7 +29,7 @@ def main(
         typer.Option(help="Where results go. Default: bench/results; with --quick or a choice they are only shown."),
     ] = None,
 ) -> None:
-    """Measure Gaggle and its peers side by side, on a mesh of the bench's own. About ten minutes."""
+    """Measure Gaggle and its peers side by side, on a mesh of the bench's own. About fifteen minutes."""
     console = Console()
     pace = QUICK if quick else FULL
     chosen = cells(case or (), system or ())

@@ -2,14 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -17,10 +16,14 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    connected,
+    make_console,
 )
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from google.protobuf.message import Message
     from rich.console import Console
 
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from gaggle.agent.v1.agent_service_pb2 import ChatRequest
     from gaggle.agent.v1.session_pb2 import Session
 
-_T = TypeVar("_T")
 _MODES = {"auto": 1, "approve": 2, "smart": 3, "chat": 4}
 
 app = typer.Typer(help="Agent sessions, and what they have used.", no_args_is_help=True)
@@ -86,12 +88,12 @@ def chat(
         if not request.options.ByteSize():
             request.ClearField("options")
         async with _agent(user, timeout, data, address, via, app_id, token) as agent:
-            talk = _Talk(agent, _console(), request, as_json=as_json)
+            talk = _Talk(agent, make_console(), request, as_json=as_json)
             if message:
                 return await talk.say(message)
             return await talk.listen()
 
-    if not _run(run()):
+    if not asyncio.run(run()):
         raise typer.Exit(1)
 
 
@@ -204,11 +206,11 @@ def list_sessions(
             for session in found:
                 _print_json(session)
         elif found:
-            _console().print(session_table(found))
+            make_console().print(session_table(found))
         else:
             typer.echo(f"{agent.client.target.user or 'The user'} has no sessions.", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Example: gaggle sessions show ID")
@@ -229,7 +231,7 @@ def show(
         async with _agent(user, timeout, data, address, via, app_id, token) as agent:
             _print_json(await agent.session(session_id), indent=2)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Examples: gaggle sessions usage; gaggle sessions usage --from 2026-01-01 --model offline")
@@ -258,11 +260,11 @@ def usage(
             for day in days:
                 _print_json(day)
         elif days:
-            _console().print(usage_table(days))
+            make_console().print(usage_table(days))
         else:
             typer.echo("Nothing was used in these days.", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @asynccontextmanager
@@ -270,21 +272,9 @@ async def _agent(
     user: str, seconds: float, data: Path | None, address: str, via: str, app_id: str, token: str
 ) -> "AsyncIterator[AgentClient]":
     from cli.agent.client import SERVICE, AgentClient
-    from cli.conversations.client import Target, connect
 
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token, service=SERVICE)
-    async with connect(target, timeout_seconds=seconds) as client:
+    async with connected(user, seconds, data, address, via, app_id, token, service=SERVICE) as client:
         yield AgentClient(client, seconds)
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def _print_json(message: "Message", indent: int | None = None) -> None:

@@ -5,24 +5,29 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.calling import (
+    AddressOption,
+    AppIdOption,
+    JsonOption,
+    TimeoutOption,
+    TokenOption,
+    UserOption,
+    ViaOption,
+    connected,
+    make_console,
+    print_json,
+)
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message as ProtobufMessage
-    from rich.console import Console
-
-    from cli.conversations.client import Client
     from cli.conversations.importing import Plan
     from gaggle.conversation.v1.conversation_pb2 import Conversation
 
-_T = TypeVar("_T")
 _STDIN = Path("-")
 
 app = typer.Typer(
@@ -31,29 +36,6 @@ app = typer.Typer(
     "imported; 3 no mesh answers.",
     no_args_is_help=True,
 )
-
-UserOption = Annotated[
-    str, typer.Option("--user", "-u", help="Whose they are. Default: $GAGGLE_USER, else your login name.")
-]
-TokenOption = Annotated[
-    str,
-    typer.Option(
-        envvar="GAGGLE_TOKEN", help="A bearer token to use instead of one signed for --user by the local mesh."
-    ),
-]
-AddressOption = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Where the service listens. Default: what DATA/mesh.json says.")
-]
-ViaOption = Annotated[
-    str, typer.Option(metavar="SERVICE", help="Go through the sidecar of this service of the local mesh.")
-]
-AppIdOption = Annotated[
-    str, typer.Option(metavar="APP_ID", help="With --address: that is a sidecar, and this the app to call through it.")
-]
-TimeoutOption = Annotated[
-    float, typer.Option(metavar="SECONDS", min=0.1, help="How long a call is tried while the mesh does not answer.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, in the contract's JSON form.")]
 
 
 @app.command(
@@ -107,7 +89,7 @@ def import_files(
                 return await import_all(client, planned, progress)
 
     try:
-        results = _run(run())
+        results = asyncio.run(run())
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from here.")
         raise typer.Exit(130) from None
@@ -144,7 +126,7 @@ def list_conversations(
 
     async def run() -> None:
         found: list[Conversation] = []
-        async with _client(user, timeout, data, address, via, app_id, token) as client:
+        async with connected(user, timeout, data, address, via, app_id, token) as client:
             pages = client.conversations(min(page_size, limit + 1) if limit else page_size)
             async with contextlib.aclosing(pages):  # type: ignore[type-var]
                 async for conversation in pages:
@@ -153,7 +135,7 @@ def list_conversations(
                         break
                     found.append(conversation)
                     if as_json:
-                        _print_json(conversation)
+                        print_json(conversation)
         if as_json:
             return
         if not found:
@@ -161,10 +143,10 @@ def list_conversations(
             return
         from cli.conversations.rendering import conversation_table
 
-        console = _console()
+        console = make_console()
         console.print(conversation_table(found, console.width))
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(
@@ -190,26 +172,26 @@ def show(
     async def run() -> None:
         from cli.conversations.rendering import show_conversation, show_message
 
-        async with _client(user, timeout, data, address, via, app_id, token) as client:
+        async with connected(user, timeout, data, address, via, app_id, token) as client:
             conversation = await client.get(conversation_id)
             count = last or conversation.message_count
             messages = await client.newest(conversation_id, count)
-            console = _console()
+            console = make_console()
             if as_json:
                 for message in messages:
-                    _print_json(message)
+                    print_json(message)
             else:
                 show_conversation(console, conversation, messages)
             if follow:
                 shown = max(conversation.last_sequence, messages[-1].sequence if messages else 0)
                 async for message in client.watch(conversation_id, shown + 1):
                     if as_json:
-                        _print_json(message)
+                        print_json(message)
                     else:
                         show_message(console, message)
 
     with contextlib.suppress(KeyboardInterrupt):
-        _run(run())
+        asyncio.run(run())
 
 
 @app.command(
@@ -242,7 +224,7 @@ def export(
     _check_format(format_name)
 
     async def run() -> None:
-        async with _client(user, timeout, data, address, via, app_id, token) as client:
+        async with connected(user, timeout, data, address, via, app_id, token) as client:
             conversation = await client.get(conversation_id)
             messages = [message async for message in client.messages(conversation_id)]
         came_in = conversation.metadata.get(FORMAT_KEY, "openai")
@@ -257,7 +239,7 @@ def export(
         if written.omitted:
             typer.echo(f"The format has no form for {', '.join(written.omitted)}: left out.", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Examples: gaggle conversations delete ID; gaggle conversations delete --yes ID ID")
@@ -278,7 +260,7 @@ def delete(
     async def run() -> None:
         from cli.conversations.errors import ServiceRefusedError
 
-        async with _client(user, timeout, data, address, via, app_id, token) as client:
+        async with connected(user, timeout, data, address, via, app_id, token) as client:
             for conversation_id in dict.fromkeys(conversation_ids):
                 try:
                     conversation = await client.find(conversation_id)
@@ -296,7 +278,7 @@ def delete(
                     continue
                 typer.echo(f"{conversation_id}: {'deleted' if conversation else 'was deleted already'}", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(
@@ -321,17 +303,17 @@ def search(
     async def run() -> None:
         from cli.conversations.rendering import hit_line
 
-        async with _client(user, timeout, data, address, via, app_id, token) as client:
+        async with connected(user, timeout, data, address, via, app_id, token) as client:
             hits = await client.search(" ".join(words), conversation_id=conversation, limit=limit)
         for hit in hits:
             if as_json:
-                _print_json(hit)
+                print_json(hit)
             else:
-                _console().print(hit_line(hit), no_wrap=True, overflow="ellipsis")
+                make_console().print(hit_line(hit), no_wrap=True, overflow="ellipsis")
         if not hits:
             typer.echo("Nothing was found.", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 def _read_files(files: list[Path], format_name: str) -> list[Any]:
@@ -372,33 +354,6 @@ def _check_format(name: str) -> None:
 
     if name and name not in FORMATS:
         raise typer.BadParameter(f"there are {', '.join(FORMATS)}", param_hint="--format")
-
-
-@asynccontextmanager
-async def _client(
-    user: str, timeout_seconds: float, data: Path | None, address: str, via: str, app_id: str, token: str
-) -> "AsyncIterator[Client]":
-    from cli.conversations.client import Target, connect
-
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token)
-    async with connect(target, timeout_seconds=timeout_seconds) as client:
-        yield client
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def _print_json(message: "ProtobufMessage") -> None:
-    from google.protobuf.json_format import MessageToJson
-
-    typer.echo(MessageToJson(message, indent=None, ensure_ascii=False))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -18,19 +17,21 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    connected,
+    make_console,
 )
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from google.protobuf.message import Message
-    from rich.console import Console
 
     from cli.extensions.client import ExtensionClient
     from gaggle.conversation.v1.message_pb2 import ToolResult
     from gaggle.extension.v1.extension_pb2 import Extension
     from gaggle.extension.v1.extension_service_pb2 import CallToolResponse
 
-_T = TypeVar("_T")
 _SHOWN = 100
 
 app = typer.Typer(
@@ -102,7 +103,7 @@ def add(
             added = await extensions.add(config, enabled=not disabled, shared=shared)
             _print_json(added) if as_json else typer.echo(added.id)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command("list", epilog="Examples: gaggle extensions list; gaggle extensions list --loaded --json")
@@ -134,7 +135,7 @@ def list_extensions(
         else:
             _print_extensions(found)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Example: gaggle extensions load time")
@@ -156,7 +157,7 @@ def load(
             answer = await extensions.load(name)
             typer.echo(f"{name}: {answer.tool_count} tools")
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Example: gaggle extensions unload time")
@@ -177,7 +178,7 @@ def unload(
         async with _extensions(user, timeout, data, address, via, app_id, token) as extensions:
             await extensions.unload(name)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Example: gaggle extensions tools time")
@@ -201,11 +202,11 @@ def tools(
                 if as_json:
                     _print_json(tool)
                     continue
-                _console().print(f"{tool.name}({_parameters(tool.input_schema_json)})", style="bold", markup=False)
+                make_console().print(f"{tool.name}({_parameters(tool.input_schema_json)})", style="bold", markup=False)
                 for line in tool.description.strip().splitlines():
-                    _console().print(f"    {line.strip()}", markup=False)
+                    make_console().print(f"    {line.strip()}", markup=False)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(
@@ -251,7 +252,7 @@ def call(
                 ok = _show(response, quiet=quiet or as_json, silent=as_json)
         return ok
 
-    if not _run(run()):
+    if not asyncio.run(run()):
         raise typer.Exit(1)
 
 
@@ -273,7 +274,7 @@ def remove(
         async with _extensions(user, timeout, data, address, via, app_id, token) as extensions:
             await extensions.remove((await extensions.get(name)).id)
 
-    _run(run())
+    asyncio.run(run())
 
 
 def _show(response: "CallToolResponse", *, quiet: bool, silent: bool) -> bool:
@@ -318,7 +319,7 @@ def _print_extensions(found: "list[Extension]") -> None:
         marks = " ".join(word for word, on in (("shared", one.shared), ("disabled", not one.enabled)) if on)
         server = f"{one.connection.server.name} {one.connection.server.version}".strip()
         table.add_row(_plain(one.config.name), one.config.WhichOneof("type"), state, _plain(server), marks)
-    _console().print(table)
+    make_console().print(table)
 
 
 def _plain(text: str) -> str:
@@ -364,22 +365,10 @@ def _pairs(given: list[str] | None, where: str) -> dict[str, str]:
 async def _extensions(
     user: str, seconds: float, data: Path | None, address: str, via: str, app_id: str, token: str
 ) -> "AsyncIterator[ExtensionClient]":
-    from cli.conversations.client import Target, connect
     from cli.extensions.client import SERVICE, ExtensionClient
 
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token, service=SERVICE)
-    async with connect(target, timeout_seconds=seconds) as client:
+    async with connected(user, seconds, data, address, via, app_id, token, service=SERVICE) as client:
         yield ExtensionClient(client)
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def _print_json(message: "Message") -> None:

@@ -1,6 +1,5 @@
 """The commands of `gaggle notifications`."""
 
-import asyncio
 import sys
 import uuid
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -18,13 +17,13 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    call,
+    print_json,
 )
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from google.protobuf.message import Message
 
     from cli.conversations.client import Client
     from gaggle.notification.v1 import notification_service_pb2 as pb
@@ -190,7 +189,7 @@ def preferences(
             asked = pb.GetPreferencesRequest()
             found = (await client.call(stub.GetPreferences, asked, pb.GetPreferencesResponse)).preferences
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
             from cli.notifications.rendering import preference_lines
 
@@ -297,26 +296,11 @@ def _fill(request: "pb.SetPreferencesRequest", wanted: _Wanted) -> None:
 
 def _run(
     work: "Callable[[Client, Any], Awaitable[None]]",
-    user: str,
-    timeout_seconds: float,
-    data: Path | None,
-    address: str,
-    via: str,
-    app_id: str,
-    token: str,
+    *where: *tuple[str, float, Path | None, str, str, str, str],
 ) -> None:
-    from cli.conversations.client import Target, connect
     from gaggle.notification.v1.notification_service_pb2_grpc import NotificationServiceStub
 
-    target = Target.find(
-        data=data, address=address, via=via, app_id=app_id, user=user, token=token, service="notification"
-    )
-
-    async def run() -> None:
-        async with connect(target, timeout_seconds=timeout_seconds) as client:
-            await work(client, NotificationServiceStub(client.channel))
-
-    asyncio.run(run())
+    call("notification", NotificationServiceStub, work, where)
 
 
 def _show(notifications: list[Any], *, as_json: bool) -> None:
@@ -336,18 +320,12 @@ def _print(found: list[Any], table: "Callable[[list[Any], int], Any]", nothing: 
 
     if as_json:
         for one in found:
-            _print_json(one)
+            print_json(one)
     elif found:
         width = Console().width if sys.stdout.isatty() else 200
         Console(highlight=False, width=width).print(table(found, width))
     else:
         Console(stderr=True).print(nothing)
-
-
-def _print_json(message: "Message") -> None:
-    from google.protobuf.json_format import MessageToJson
-
-    typer.echo(MessageToJson(message, indent=None, ensure_ascii=False))
 
 
 def _number(kind: Kind) -> Any:

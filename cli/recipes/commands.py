@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -17,18 +16,20 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    connected,
+    make_console,
 )
 from cli.mesh_commands import DataOption
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from google.protobuf.message import Message
-    from rich.console import Console
 
     from cli.recipes.client import RecipeClient
     from gaggle.recipe.v1.execution_pb2 import Execution
     from gaggle.recipe.v1.recipe_pb2 import Recipe
 
-_T = TypeVar("_T")
 _SHOWN = 100
 
 app = typer.Typer(
@@ -90,7 +91,7 @@ def import_files(
                     place = f":{warning.line}:{warning.column}" if warning.line else ""
                     typer.echo(f"{source.path}{place}: {warning.message}", err=True)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command("list", epilog="Examples: gaggle recipes list; gaggle recipes list --category data --tag weekly report")
@@ -122,7 +123,7 @@ def list_recipes(
         else:
             _print_recipes(found)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(epilog="Example: gaggle recipes show 'Release Notes'")
@@ -148,7 +149,7 @@ def show(
                 recipe = await recipes.get(recipe.id, version)
         _print_json(recipe) if as_json else _print_recipe(recipe)
 
-    _run(run())
+    asyncio.run(run())
 
 
 @app.command(
@@ -183,7 +184,7 @@ def export(
             request.format = formats[format_name]  # type: ignore[assignment]  # an int is as good
             return await recipes.export(request)
 
-    exported = _run(run())
+    exported = asyncio.run(run())
     if output is None:
         typer.echo(exported.content, nl=False)
         return
@@ -238,7 +239,7 @@ def run(
             typer.echo(f"execution {execution_id}", err=True)
             return await _follow(recipes, execution_id, as_json=as_json)
 
-    if not _run(work()):
+    if not asyncio.run(work()):
         raise typer.Exit(1)
 
 
@@ -261,7 +262,7 @@ def watch(
         async with _recipes(user, timeout, data, address, via, app_id, token) as recipes:
             return await _follow(recipes, execution, as_json=as_json)
 
-    if not _run(work()):
+    if not asyncio.run(work()):
         raise typer.Exit(1)
 
 
@@ -330,13 +331,13 @@ def _print_recipes(found: "list[Recipe]") -> None:
         table.add_row(
             one.id, escape(one.name), str(one.version), escape(one.category), escape(", ".join(one.tags)), bound
         )
-    _console().print(table)
+    make_console().print(table)
 
 
 def _print_recipe(recipe: "Recipe") -> None:
     from gaggle.recipe.v1 import recipe_pb2
 
-    console = _console()
+    console = make_console()
     definition = recipe.definition
     console.print(f"{recipe.name} (version {recipe.version}, {recipe.id})", style="bold", markup=False)
     console.print(definition.description, markup=False)
@@ -365,22 +366,10 @@ def _print_recipe(recipe: "Recipe") -> None:
 async def _recipes(
     user: str, seconds: float, data: Path | None, address: str, via: str, app_id: str, token: str
 ) -> "AsyncIterator[RecipeClient]":
-    from cli.conversations.client import Target, connect
     from cli.recipes.client import SERVICE, RecipeClient
 
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token, service=SERVICE)
-    async with connect(target, timeout_seconds=seconds) as client:
+    async with connected(user, seconds, data, address, via, app_id, token, service=SERVICE) as client:
         yield RecipeClient(client, patience_seconds=seconds)
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def _print_json(message: "Message") -> None:

@@ -1,6 +1,5 @@
 """The commands of `gaggle reminders`."""
 
-import asyncio
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -18,6 +17,7 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    call,
 )
 from cli.errors import CommandError
 from cli.mesh_commands import DataOption
@@ -168,24 +168,11 @@ async def _task_of(client: "Client", stub: Any, reminder_id: str) -> str:
 
 def _run(
     work: "Callable[[Client, Any], Awaitable[None]]",
-    user: str,
-    timeout_seconds: float,
-    data: Path | None,
-    address: str,
-    via: str,
-    app_id: str,
-    token: str,
+    *where: *tuple[str, float, Path | None, str, str, str, str],
 ) -> None:
-    from cli.conversations.client import Target, connect
     from gaggle.reminder.v1.reminder_service_pb2_grpc import ReminderServiceStub
 
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token, service="reminder")
-
-    async def run() -> None:
-        async with connect(target, timeout_seconds=timeout_seconds) as client:
-            await work(client, ReminderServiceStub(client.channel))
-
-    asyncio.run(run())
+    call("reminder", ReminderServiceStub, work, where)
 
 
 def _show(reminders: list[Any], *, as_json: bool) -> None:

@@ -1,6 +1,5 @@
 """The commands of `gaggle tasks`."""
 
-import asyncio
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from cli.conversations.commands import (
+from cli.calling import (
     AddressOption,
     AppIdOption,
     JsonOption,
@@ -19,6 +18,8 @@ from cli.conversations.commands import (
     TokenOption,
     UserOption,
     ViaOption,
+    call,
+    print_json,
 )
 from cli.mesh_commands import DataOption
 from cli.tasks.times import NoTimeError, local_zone, read_span, read_time
@@ -122,7 +123,7 @@ def add(
     async def work(client: "Client", stub: Any) -> None:
         task = (await client.call(stub.CreateTask, request, pb.CreateTaskResponse)).task
         if as_json:
-            _print_json(task)
+            print_json(task)
         else:
             typer.echo(task.id)
 
@@ -298,24 +299,11 @@ def rm(
 
 def _run(
     work: "Callable[[Client, Any], Awaitable[None]]",
-    user: str,
-    timeout_seconds: float,
-    data: Path | None,
-    address: str,
-    via: str,
-    app_id: str,
-    token: str,
+    *where: *tuple[str, float, Path | None, str, str, str, str],
 ) -> None:
-    from cli.conversations.client import Target, connect
     from gaggle.task.v1.task_service_pb2_grpc import TaskServiceStub
 
-    target = Target.find(data=data, address=address, via=via, app_id=app_id, user=user, token=token, service="task")
-
-    async def run() -> None:
-        async with connect(target, timeout_seconds=timeout_seconds) as client:
-            await work(client, TaskServiceStub(client.channel))
-
-    asyncio.run(run())
+    call("task", TaskServiceStub, work, where)
 
 
 def _show(tasks: list[Any], *, as_json: bool) -> None:
@@ -325,19 +313,13 @@ def _show(tasks: list[Any], *, as_json: bool) -> None:
 
     if as_json:
         for task in tasks:
-            _print_json(task)
+            print_json(task)
     elif tasks:
         console = Console(highlight=False)
         width = console.width if sys.stdout.isatty() else 200
         Console(highlight=False, width=width).print(task_table(tasks, width, datetime.now(UTC)))
     else:
         Console(stderr=True).print("No tasks.")
-
-
-def _print_json(message: Any) -> None:
-    from google.protobuf.json_format import MessageToJson
-
-    typer.echo(MessageToJson(message, indent=None, ensure_ascii=False))
 
 
 def _due(text: str, zone: str) -> "Timestamp":
