@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.conversations.commands import TimeoutOption, TokenOption, UserOption, ViaOption
+from cli.calling import TimeoutOption, TokenOption, UserOption, ViaOption
 from cli.mesh_commands import DataOption
 from cli.migrate.goose import DatabaseOption
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.conversations.commands import TimeoutOption, TokenOption, UserOption
+from cli.calling import TimeoutOption, TokenOption, UserOption
 from cli.mesh_commands import DataOption
 from cli.tasks.times import local_zone
 
