@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email import policy
+from email.headerregistry import BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage
 from email.utils import format_datetime
 from urllib.parse import quote
@@ -28,6 +30,18 @@ from services.runtime.errors import GaggleError
 _TLS_PORT = 465
 _PERMANENT = range(500, 600)
 _SUBJECT_CHARACTERS = 200
+
+
+class _Addresses(UnstructuredHeader, BaseHeader):
+    """URLs between angle brackets, one a line. A longer one than a line would be written as an encoded word."""
+
+    def fold(self, *, policy: policy.Policy) -> str:
+        return f"{self.name}: {str(self).replace('>, <', f'>,{policy.linesep} <')}{policy.linesep}"
+
+
+_HEADERS = HeaderRegistry()
+_HEADERS.map_to_type("list-unsubscribe", _Addresses)
+_POLICY = policy.default.clone(header_factory=_HEADERS)
 
 Secrets = Callable[[str], Awaitable[str]]
 """Gives a secret by its name. Raises UnavailableError."""
@@ -119,7 +133,7 @@ class Mailer:
 
     def write(self, user_id: str, address: str, zone: str, told: Sequence[Notification], sender: str) -> EmailMessage:
         """Write an e-mail, as plain text and HTML."""
-        message = EmailMessage()
+        message = EmailMessage(_POLICY)
         message["From"], message["To"] = sender, address
         subject = told[0].title if len(told) == 1 else f"{len(told)} notifications"
         message["Subject"] = " ".join(subject.split())[:_SUBJECT_CHARACTERS] or "Notification"
