@@ -18,7 +18,8 @@ from tests.conversation.talking import Talker
 _FOLDER = PROJECT_ROOT / "schemas"
 
 
-def _json_schema(topic: str) -> Any:
+def json_schema(topic: str) -> Any:
+    """The JSON Schema of a topic's events."""
     return json.loads((_FOLDER / "json" / f"{topic}.schema.json").read_text())
 
 
@@ -32,7 +33,7 @@ def test_every_event_message_of_the_contracts_is_a_topics() -> None:
 @pytest.mark.parametrize("topic", topics.ALL_TOPICS)
 def test_schemas_are_valid(topic: str) -> None:
     """Any validator and any Avro library reads them."""
-    jsonschema.Draft202012Validator.check_schema(_json_schema(topic))
+    jsonschema.Draft202012Validator.check_schema(json_schema(topic))
     avro = _FOLDER / "avro" / f"{topic}.avsc"
     assert avro.exists() == (topic in PAYLOADS)
     if avro.exists():
@@ -58,18 +59,18 @@ async def test_published_events_are_as_described(own: BrokerMesh, user: str) -> 
             events: list[Any] = []
             while not events:
                 events = [one["data"] for one in await tap.events() if one["data"]["userId"] == user]
-            schema = _json_schema(topic)
+            schema = json_schema(topic)
             for event in events:
-                jsonschema.validate(event, _closed(schema), format_checker=jsonschema.FormatChecker())
+                jsonschema.validate(event, closed(schema), format_checker=jsonschema.FormatChecker())
                 avro = fastavro.parse_schema(json.loads((_FOLDER / "avro" / f"{topic}.avsc").read_text()))
                 assert fastavro.validate(event, avro, raise_errors=True, strict=False)
 
 
-def _closed(schema: Any) -> Any:
+def closed(schema: Any) -> Any:
     """The same schema, which takes no field that it does not name."""
     if isinstance(schema, list):
-        return [_closed(one) for one in schema]
+        return [closed(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _closed(one) for name, one in schema.items()}
-    return closed | {"additionalProperties": False} if "properties" in schema else closed
+    inner = {name: closed(one) for name, one in schema.items()}
+    return inner | {"additionalProperties": False} if "properties" in schema else inner

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import aio_pika
+import jsonschema
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from cli.mesh.data import PROJECT_ROOT
 from cli.mesh.runfile import RunFile
+from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from gaggle.recipe.v1 import execution_pb2
+from services.runtime import topics
+from tests.brokers.test_schemas import closed, json_schema
 from tests.conditions import eventually
 from tests.conversation.talking import Talker
 from tests.mesh_fixture import Mesh, start_mesh
@@ -64,6 +69,7 @@ async def test_all_services_work_together(whole: Mesh, user: str) -> None:
             return [one.title for one in await notified.all()] == ["Take the cake out"]
 
         await eventually(told, within=_WITHIN, what="the reminder in the inbox")
+        await _as_described(whole, to["audit"], user)
         await talker("EraseUser")
 
         async def reported() -> bool:
@@ -71,6 +77,20 @@ async def test_all_services_work_together(whole: Mesh, user: str) -> None:
             return set(SERVICES) - {"auth", "recurrence"} <= receipts
 
         await eventually(reported, within=_WITHIN, what="receipts of all services")
+
+
+async def _as_described(mesh: Mesh, channel: Any, user: str) -> None:
+    """What the services told of it has the fields of its topics' schemas, spelt and typed so, and no others."""
+    stub: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
+    request = audit_service_pb2.ListEventsRequest(page_size=1000)
+    entries = (await stub.ListEvents(request, metadata=mesh.metadata(user))).entries
+    assert {topics.TASK_EVENTS, topics.REMINDERS, topics.RECIPE_COMPLETED} <= {one.topic for one in entries}
+    for one in entries:
+        body = MessageToDict(one.event, preserving_proto_field_name=one.topic in topics.SNAKE_CASE_TOPICS)
+        try:
+            jsonschema.validate(body, closed(json_schema(one.topic)))
+        except jsonschema.ValidationError as error:
+            raise AssertionError(f"{one.topic}: {error.message} in {body}") from error
 
 
 async def test_the_sweep_of_reminders_is_set_going(whole: Mesh) -> None:
