@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.binaries.build import MODULES, Program, Progress, ensure_built
+from cli.binaries.dapr import BUILD as DAPR_BUILD
 from cli.binaries.dapr import FLAGS as DAPR_FLAGS
 from cli.binaries.dapr import VERSION as DAPR_VERSION
 from cli.binaries.dapr import dapr_binaries
@@ -36,7 +37,7 @@ _HELM_STAMP = (
 )
 HELM = Program("helm", "helm", "helm.sh/helm/v3/cmd/helm", _HELM_VERSION, (f"-ldflags=-s -w {_HELM_STAMP}",))
 _CONTROL_PLANE = [
-    Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", DAPR_VERSION, DAPR_FLAGS)
+    Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", DAPR_BUILD, DAPR_FLAGS)
     for name in ("sentry", "operator", "injector")
 ]
 

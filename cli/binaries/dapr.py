@@ -13,8 +13,14 @@ VERSION = "1.18.2"
 _FITTING = VERSION.rsplit(".", 1)[0] + "."
 FLAGS = ("-tags=stablecomponents", f"-ldflags=-s -w -X github.com/dapr/dapr/pkg/buildinfo.version={VERSION}")
 NAMES = ("daprd", "scheduler", "placement")
-PROGRAMS = [Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", VERSION, FLAGS) for name in NAMES]
-SENTRY = Program("sentry", "dapr", "github.com/dapr/dapr/cmd/sentry", VERSION, FLAGS)
+# Released daprds have the components of the conversation API; so has dapr/daprd/main.go.
+_SOURCES = {"daprd": "./daprd"}
+# An earlier build, without them, lies under the plain version.
+BUILD = f"{VERSION}-conversation"
+PROGRAMS = [
+    Program(name, "dapr", _SOURCES.get(name, f"github.com/dapr/dapr/cmd/{name}"), BUILD, FLAGS) for name in NAMES
+]
+SENTRY = Program("sentry", "dapr", "github.com/dapr/dapr/cmd/sentry", BUILD, FLAGS)
 
 
 @dataclass(frozen=True)
