@@ -1,10 +1,8 @@
 """Agent sessions, and what a user's turns have used."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
-from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 from google.protobuf.message import Message as ProtoMessage
@@ -53,11 +51,6 @@ class Sessions:
     def __init__(self, store: AgentStore) -> None:
         """All lies in one store."""
         self._store = store
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def _alone(self, user_id: str) -> asyncio.Lock:
-        """Let changes of a user's index and days in this process follow each other, instead of losing races."""
-        return self._locks.setdefault(user_id, asyncio.Lock())
 
     # -- changing
 
@@ -102,8 +95,7 @@ class Sessions:
             return describe(document)
 
         keys = [key, index, *([request_key] if request_key else [])]
-        async with self._alone(user_id):
-            return await self._store.change(keys, apply)
+        return await self._store.change(keys, apply)
 
     @staticmethod
     def _repeated(first: session_pb2.Session, told: session_pb2.Session) -> session_pb2.Session:
@@ -220,8 +212,7 @@ class Sessions:
             return describe(document)
 
         keys = [key, index, *(day_key(user_id, day) for day in by_day), *([request_key] if request_key else [])]
-        async with self._alone(user_id):
-            return await self._store.change(keys, apply, confirm=[key])
+        return await self._store.change(keys, apply, confirm=[key])
 
     def _note_imported(
         self,

@@ -20,6 +20,7 @@ from gaggle.agent.v1 import turn_pb2
 from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.runtime.errors import ConflictError
 from services.runtime.keys import user_part
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Number, Outbox
 from services.runtime.state import Item, Put, Remove, StateStore
 from services.runtime.users import Users
@@ -154,6 +155,7 @@ class AgentStore:
         self.state = state
         self.outbox = outbox
         self.users = Users(state)
+        self._locks = KeyedLocks()
 
     async def change(
         self,
@@ -168,19 +170,20 @@ class AgentStore:
         Raises ConflictError after many races, what `apply` raises, and UnavailableError or DeadlineError: the effect
         may have happened.
         """
-        for attempt in range(_ATTEMPTS):
-            found = await self.state.get_many(list(keys), confirm=list(keys) if attempt else confirm)
-            transaction = Transaction(found)
-            applied = apply(transaction)
-            result: T = await applied if inspect.isawaitable(applied) else applied
-            if transaction.empty:
+        async with self._locks.alone(*keys):
+            for attempt in range(_ATTEMPTS):
+                found = await self.state.get_many(list(keys), confirm=list(keys) if attempt else confirm)
+                transaction = Transaction(found)
+                applied = apply(transaction)
+                result: T = await applied if inspect.isawaitable(applied) else applied
+                if transaction.empty:
+                    return result
+                try:
+                    await self._commit(transaction)
+                except ConflictError:
+                    await asyncio.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 5)))  # noqa: S311 - a jitter
+                    continue
                 return result
-            try:
-                await self._commit(transaction)
-            except ConflictError:
-                await asyncio.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 5)))  # noqa: S311 - a jitter
-                continue
-            return result
         raise ConflictError("other writers kept winning; try again")
 
     async def _commit(self, transaction: Transaction) -> None:

@@ -154,7 +154,7 @@ class Owner:
 
     async def request_erasure(self, user_id: str) -> str:
         """Close the user's index and tell everyone; gives the erasure's id. Repeating it gives the same."""
-        async with self._store.alone(self._indexes.key(user_id)):
+        async with self._store.locks.alone(self._indexes.key(user_id)):
             for _ in range(_ATTEMPTS):
                 index, item = await self._indexes.read(user_id)
                 if index.erasure_id:

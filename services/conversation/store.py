@@ -9,11 +9,9 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,6 +25,7 @@ from services.runtime.call import trace_metadata
 from services.runtime.errors import ConflictError, NotFoundError, StateMissingError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import Item, Put, Remove, StateStore
@@ -150,7 +149,7 @@ class ConversationStore:
         self.windows = windows
         self.changed: Callable[[str, str, int], None] = lambda _user, _conversation, _sequence: None
         """Called after each commit with user, conversation and last sequence: wakes watchers."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.locks = KeyedLocks()
 
     # -- reading
 
@@ -270,13 +269,6 @@ class ConversationStore:
 
     # -- changing
 
-    @asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[None]:
-        """Let changes of one document in this process follow each other, instead of losing races to each other."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
-
     async def change(
         self,
         user_id: str,
@@ -296,7 +288,7 @@ class ConversationStore:
         key = head_key(user_id, conversation_id)
         request_key = row_key(user_id, request_id) if request_id else ""
         keys = [key, request_key] if request_id else [key]
-        async with self.alone(key):
+        async with self.locks.alone(key):
             for attempt in range(_ATTEMPTS):
                 read_at = self.windows.now()
                 found = await self._read(keys)

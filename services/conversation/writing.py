@@ -93,7 +93,7 @@ class Writer:
         key = head_key(user_id, conversation_id)
         request_key = row_key(user_id, request_id) if request_id else ""
         planned = list(draft.operations)
-        async with self._store.alone(self._indexes.key(user_id)):
+        async with self._store.locks.alone(self._indexes.key(user_id)):
             for _ in range(_ATTEMPTS):
                 found = await self._store.state.get_many([key, *([request_key] if request_id else [])])
                 if (answer := first_answer(found.get(request_key), digest)) is not None:
@@ -348,7 +348,7 @@ class Writer:
             draft.born = child
             return draft
 
-        async with self._store.alone(self._indexes.key(user_id)):
+        async with self._store.locks.alone(self._indexes.key(user_id)):
             return await self._store.change(user_id, request.conversation_id, request.request_id, digest, apply)
 
     async def _join(self, user_id: str, head: document_pb2.Head, child: document_pb2.Head) -> list[Put]:

@@ -1,12 +1,9 @@
 """Where extensions lie, and how they change: each change one commit with the events that tell of it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from weakref import WeakValueDictionary
 
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.extension.state.v1 import document_pb2
@@ -16,6 +13,7 @@ from services.extension.domain import SHARED
 from services.runtime.errors import ConflictError, FailedPreconditionError, NotFoundError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
@@ -89,7 +87,7 @@ class ExtensionStore:
         self.state = state
         self.outbox = outbox
         self.users = Users(state)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.locks = KeyedLocks()
 
     # -- reading
 
@@ -150,13 +148,6 @@ class ExtensionStore:
 
     # -- changing
 
-    @asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[None]:
-        """Let changes of one document in this process follow each other, instead of losing races to each other."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
-
     async def add(
         self,
         user_id: str,
@@ -171,7 +162,7 @@ class ExtensionStore:
         ConflictError, and what `plan` raises.
         """
         request_key = row_key(user_id, request_id) if request_id else ""
-        async with self.alone(index_key(owner)):
+        async with self.locks.alone(index_key(owner)):
             for _ in range(ATTEMPTS):
                 keys = [index_key(owner), *([request_key] if request_id else [])]
                 found = await self.state.get_many(keys, confirm=keys)
@@ -213,7 +204,7 @@ class ExtensionStore:
         own_key, shared_key = head_key(user_id, extension_id), head_key(SHARED, extension_id)
         place = post_key(user_id, extension_id)
         keys = list(dict.fromkeys((own_key, shared_key, place, *also, *([request_key] if request_id else []))))
-        async with self.alone(own_key):
+        async with self.locks.alone(own_key):
             for _ in range(ATTEMPTS):
                 found = await self.state.get_many(keys, confirm=[own_key, shared_key, *also])
                 if (answer := first_answer(found.get(request_key), digest)) is not None:

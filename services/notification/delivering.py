@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -23,6 +22,7 @@ from services.notification.settings import NotificationSettings
 from services.notification.store import NotificationStore
 from services.notification.webhook import Webhooks
 from services.runtime.errors import ConflictError, FailedPreconditionError, GaggleError
+from services.runtime.locks import KeyedLocks
 
 _WORKERS = 16
 _BATCH = 50
@@ -65,7 +65,7 @@ class Delivery:
         self._metrics = metrics
         self._waiting: asyncio.Queue[str] = asyncio.Queue(_MOST_WAITING)
         self._queued: set[str] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
         # A send that began must be over, and written down, before the claim is.
         self._longest = settings.smtp_timeout_seconds * 3 + settings.webhook_timeout_seconds
         self._claim = settings.claim_seconds + self._longest
@@ -103,7 +103,7 @@ class Delivery:
 
     async def deliver(self, user_id: str) -> None:
         """Deliver what is due for a user, unless another process does. Raises GaggleError."""
-        async with self._locks.setdefault(user_id, asyncio.Lock()):
+        async with self._locks.alone(user_id):
             while True:
                 document = await self._begin(user_id)
                 if document is None:

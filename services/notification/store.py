@@ -8,11 +8,9 @@ every key.
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 from gaggle.common.v1 import error_reason_pb2
 from gaggle.notification.state.v1 import document_pb2
@@ -34,6 +32,7 @@ from services.notification.index import (
 from services.runtime.call import trace_metadata
 from services.runtime.errors import ConflictError, FailedPreconditionError
 from services.runtime.events import Change, build_events
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Number, Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
@@ -99,7 +98,7 @@ class NotificationStore:
         self.users = Users(state)
         self.parked = Parked(state)
         self.now = now
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
 
     async def find(self, user_id: str) -> Inbox:
         """Read a user's inbox; an empty one if there is none. Strong."""
@@ -132,7 +131,7 @@ class NotificationStore:
         keys = [key, *([once_key] if once_key else []), *wanted]
         if traceparent is None:
             traceparent = next((value for _, value in trace_metadata()), "")
-        async with self._alone([key]):
+        async with self._locks.alone(key):
             for attempt in range(_ATTEMPTS):
                 found = await self.state.get_many(keys, confirm=[key, *wanted])
                 item = found.get(key)
@@ -174,7 +173,7 @@ class NotificationStore:
         user_id, document = edit.user_id, edit.document
         due = "" if wake is None else due_key(bucket_of(max(wake, edit.now)), shard_of(user_id))
         # In one order, so that no two changes wait for each other.
-        async with self._alone([*([due] if due else []), *([PARKED_KEY] if edit.parked or more else [])]):
+        async with self._locks.alone(*([due] if due else []), *([PARKED_KEY] if edit.parked or more else [])):
             operations: list[Put | Remove] = [*rows]
             for number in sorted(edit.dirty):
                 key = page_key(user_id, number)
@@ -207,7 +206,7 @@ class NotificationStore:
     async def erase(self, user_id: str) -> int:
         """Empty a user's inbox for good; gives how many notifications there were. Repeating it does no harm."""
         key = inbox_key(user_id)
-        async with self._alone([key]):
+        async with self._locks.alone(key):
             for _ in range(_ATTEMPTS):
                 item = await self.state.get(key)
                 document = Inbox() if item is None else Inbox.FromString(item.value)
@@ -237,7 +236,7 @@ class NotificationStore:
                 first = number + 1
                 if not any(one.user_id == user_id for one in there.parked):
                     continue
-                async with self._alone([PARKED_KEY]):
+                async with self._locks.alone(PARKED_KEY):
                     item, document = await self.parked.bucket(number)
                     if item is None:
                         continue
@@ -258,14 +257,6 @@ class NotificationStore:
         if not edit.changed:
             return []
         return [put(inbox_key(edit.user_id), edit.document.SerializeToString(), item)]
-
-    @asynccontextmanager
-    async def _alone(self, keys: Sequence[str]) -> AsyncIterator[None]:
-        """Let changes of one document in this process follow each other, instead of losing races to each other."""
-        async with AsyncExitStack() as stack:
-            for key in keys:
-                await stack.enter_async_context(self._locks.setdefault(key, asyncio.Lock()))
-            yield
 
 
 def _change(edit: Edit, revision: int, traceparent: str) -> Change:

@@ -7,10 +7,8 @@ sweep makes good. docs/state.md lists every key.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 from gaggle.reminder.state.v1 import document_pb2
 from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
@@ -20,6 +18,7 @@ from services.reminder.index import DueIndex, UserIndex, document_key, index_key
 from services.runtime.call import trace_metadata
 from services.runtime.errors import ConflictError
 from services.runtime.events import Change, build_events
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Number, Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
@@ -47,7 +46,7 @@ class ReminderStore:
         self.now = now
         self.committed: Callable[[str, Edit], None] = lambda _user, _edit: None
         """Called after each commit with the user and what was changed: makes and deletes jobs."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
 
     async def find(self, user_id: str, task_id: str) -> Document | None:
         """Read a task's reminders; None if there are none. Strong."""
@@ -80,7 +79,7 @@ class ReminderStore:
         keys = [key, request_key] if request_id else [key]
         if traceparent is None:
             traceparent = next((value for _, value in trace_metadata()), "")
-        async with self._alone([key]):
+        async with self._locks.alone(key):
             for attempt in range(_ATTEMPTS):
                 found = await self._read(keys)
                 item = found.get(key)
@@ -106,7 +105,7 @@ class ReminderStore:
     async def remove(self, user_id: str, task_id: str) -> bool:
         """Take a task's reminders away, with an event for each that was to fire; False if there were none."""
         key = document_key(user_id, task_id)
-        async with self._alone([key]):
+        async with self._locks.alone(key):
             for _ in range(_ATTEMPTS):
                 item = await self.state.get(key)
                 if item is None:
@@ -139,7 +138,7 @@ class ReminderStore:
         due_keys = DueIndex.keys(user_id, jobs, edit.now)
         # In one order, so that no two changes wait for each other.
         wanted = [*due_keys, *([index_key(user_id)] if item is None else [])]
-        async with self._alone(wanted):
+        async with self._locks.alone(*wanted):
             operations: list[Put | Remove] = [*more]
             if item is None:
                 document.incarnation = int(edit.now.timestamp())
@@ -183,14 +182,6 @@ class ReminderStore:
             time=edit.now,
             traceparent=edit.traceparent,
         )
-
-    @asynccontextmanager
-    async def _alone(self, keys: Sequence[str]) -> AsyncIterator[None]:
-        """Let changes of one document in this process follow each other, instead of losing races to each other."""
-        async with AsyncExitStack() as stack:
-            for key in keys:
-                await stack.enter_async_context(self._locks.setdefault(key, asyncio.Lock()))
-            yield
 
 
 def _reference(document: Document, number: Number) -> runtime_pb2.EventReference:

@@ -8,11 +8,9 @@ every revision has its events, and a list is never behind.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -23,6 +21,7 @@ from services.runtime.call import trace_metadata
 from services.runtime.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Outbox
 from services.runtime.owning import publish_again
 from services.runtime.requests import first_answer, new_row, row_key
@@ -76,7 +75,7 @@ class Entities(Generic[H]):
 
         self._users = users
         self._head_class = head_class
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
 
     def key(self, user_id: str, entity_id: str) -> str:
         """Key of a head; what belongs to the entity beside it has this key and a suffix."""
@@ -178,13 +177,6 @@ class Entities(Generic[H]):
 
     # -- changing
 
-    @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[None]:
-        """Let changes of one document in this process follow each other, instead of losing races to each other."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
-
     async def create(
         self,
         user_id: str,
@@ -201,7 +193,7 @@ class Entities(Generic[H]):
         """
         key = self.key(user_id, entity_id)
         request_key = row_key(user_id, request_id) if request_id else ""
-        async with self._alone(self.index_key(user_id)):
+        async with self._locks.alone(self.index_key(user_id)):
             for attempt in range(_ATTEMPTS):
                 found = await self._read([key, request_key] if request_id else [key])
                 if (answer := first_answer(found.get(request_key), body_hash)) is not None:
@@ -238,7 +230,7 @@ class Entities(Generic[H]):
         """
         key = self.key(user_id, entity_id)
         request_key = row_key(user_id, request_id) if request_id else ""
-        async with self._alone(key):
+        async with self._locks.alone(key):
             for attempt in range(_ATTEMPTS):
                 found = await self._read([key, request_key] if request_id else [key])
                 if (answer := first_answer(found.get(request_key), body_hash)) is not None:
@@ -380,7 +372,7 @@ class Entities(Generic[H]):
 
     async def close(self, user_id: str) -> None:
         """Let nothing more be created for a user. Raises ConflictError."""
-        async with self._alone(self.index_key(user_id)):
+        async with self._locks.alone(self.index_key(user_id)):
             for attempt in range(_ATTEMPTS):
                 index, item = await self._index(user_id)
                 if index.HasField("erase_time"):

@@ -6,12 +6,10 @@ with the ETags just read. docs/state.md lists every key.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
-from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 
@@ -23,6 +21,7 @@ from services.runtime.call import trace_metadata
 from services.runtime.errors import ConflictError, NotFoundError
 from services.runtime.events import Change, Telling, build_events
 from services.runtime.keys import user_part
+from services.runtime.locks import KeyedLocks
 from services.runtime.outbox import Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import CommitFailedError, Item, Put, Remove, StateStore
@@ -94,7 +93,7 @@ class TaskStore:
         self.indexes = indexes
         self.changed: Callable[[str, Changed], None] = lambda _user, _changed: None
         """Called after each commit, with the user, for each task that it changed."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
 
     async def find(self, user_id: str, task_id: str) -> Stored | None:
         """Read a task, a tombstone too; None if there is none. Strong."""
@@ -129,7 +128,7 @@ class TaskStore:
         # A new task that a broken bulk read hides is found out by the commit.
         confirm = [index] if new else [index, key]
         # One user's changes meet in the index: in this process they follow each other.
-        async with self._alone(index):
+        async with self._locks.alone(index):
             for attempt in range(_ATTEMPTS):
                 found = await self.state.get_many(keys, confirm=confirm)
                 if (answer := first_answer(found.get(request_key), body_hash)) is not None:
@@ -155,7 +154,7 @@ class TaskStore:
 
     async def close(self, user_id: str) -> None:
         """Let a user, who is being erased, create nothing any more."""
-        async with self._alone(index_key(user_id)):
+        async with self._locks.alone(index_key(user_id)):
             for attempt in range(_ATTEMPTS):
                 index = self.indexes.change(user_id, await self.state.get(index_key(user_id)))
                 index.close()
@@ -196,12 +195,6 @@ class TaskStore:
         except CommitFailedError as error:
             # It may have happened: then there is nothing left to do when it is read again.
             raise ConflictError("another writer was faster") from error
-
-    @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
 
 
 def told(user_id: str, document: document_pb2.TaskDocument) -> dict[str, Any]:

@@ -105,6 +105,21 @@ async def test_same_request_again(turns: Turns, scripted: ScriptedModel) -> None
     assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 
 
+async def test_many_turns_of_one_user_at_once(turns: Turns) -> None:
+    """Turns in conversations of their own all end well, on both replicas, though they share what a user has."""
+    conversations = await asyncio.gather(*(turns.conversation() for _ in range(40)))
+
+    async def talk(number: int, conversation: str) -> turn_pb2.TurnEnded:
+        question = script({"text": "yes", "usage": [10, 5, 0]})
+        events = await turns.chat(question, replica=number % 2, conversation_id=conversation, model=SCRIPTED)
+        return ended(events)
+
+    ends = await asyncio.gather(*(talk(*one) for one in enumerate(conversations)))
+    assert {one.status for one in ends} == {COMPLETED}
+    (day,) = (await turns("ListUsage")).days
+    assert (day.usage.input_tokens, day.usage.model_calls) == (400, 40)
+
+
 async def test_turn_goes_on_without_its_caller(turns: Turns, scripted: ScriptedModel) -> None:
     """A caller who leaves does not end the turn; another replica streams it on, with the half that was missed."""
     conversation = await turns.conversation()
