@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from bench.ghz import Failed
 from bench.plan import CASES, CLIENTS, FULL, QUICK, REMINDERS, SESSIONS, SYNC, Cell, Pace, cells
 from bench.report import results_table, rows_of, write, write_into_readme
-from bench.runner import run
+from bench.runner import Samples, run
 from bench.targets import RESULTS, Results, checks, table
 from cli.errors import CommandError
 
@@ -54,16 +54,20 @@ def main(
             if not console.is_terminal and not what.startswith(("round", "warming")):
                 console.print(f"{time.monotonic() - began:6.0f} s  {what}", highlight=False)
 
+        failure = ""
+        samples: Samples = {cell: [] for cell in chosen}
         try:
-            samples = run(chosen, pace, console, tell, lambda _cell: progress.advance(task))
+            run(samples, pace, console, tell, lambda _cell: progress.advance(task))
         except (Failed, CommandError) as error:
-            progress.stop()
-            sys.exit(f"bench: {error}")
+            failure = f"bench: {error}"
     took = time.monotonic() - began
     rows = rows_of(samples)
     found = checks(Results(rows))  # type: ignore[arg-type]
     console.print(results_table(rows))
     console.print(table(found))
+    if failure:
+        # What was measured until then is shown and not written: figures of one run belong together.
+        sys.exit(failure)
     if output is not None:
         write(output, rows, found, pace, took)
         if output == RESULTS.parent:

@@ -71,9 +71,12 @@ Tell = Callable[[str], None]
 Samples = dict[Cell, list[Round]]
 
 
-def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: Callable[[Cell], None]) -> Samples:
-    """Measure all cells; `tell` says what is being done, `done` that a cell was measured once more. Raises Failed."""
-    samples: Samples = {cell: [] for cell in cells}
+def run(samples: Samples, pace: Pace, console: Console, tell: Tell, done: Callable[[Cell], None]) -> None:
+    """Measure all cells of `samples`, round by round into it. Raises Failed; what was measured until then is in it.
+
+    `tell` says what is being done, `done` that a cell was measured once more.
+    """
+    cells = list(samples)
     reminders = [cell for cell in cells if cell.case == REMINDERS]
     if reminders:
         _reminders(reminders, pace, tell, done, samples)
@@ -87,7 +90,6 @@ def run(cells: Sequence[Cell], pace: Pace, console: Console, tell: Tell, done: C
     others = [cell for cell in cells if cell.case not in {REMINDERS, SYNC, EVENTS, RECIPESTEP}]
     if others:
         _all_others(others, pace, console, tell, done, samples)
-    return samples
 
 
 def _all_others(
