@@ -444,7 +444,8 @@ class Writer:
         lost = [slot for slot in rows.dropped if slot.framed is None]
         unwritten = [slot for slot in lost if rows.external.pop(slot.sequence, None) is None]
         if unwritten:
-            await self._store.release(user_id, before, head, (0, 0), unwritten, draft)
+            # Nothing was cut now, maybe: retention that has been lifted since may have cut what the window lets go of.
+            await self._store.release(user_id, head, head, (0, 0), unwritten, draft)
         draft.operations += self._store.rows(user_id, head, rows)
 
     async def _skip(self, user_id: str, head: document_pb2.Head, excess: int) -> int:

@@ -208,3 +208,17 @@ class TestLayout(Layout.TestCase):  # type: ignore[misc, valid-type]
 
     # No shrinking: it takes minutes here, and the steps of a failure can be read as they are.
     settings = settings(max_examples=150, stateful_step_count=30, deadline=None, phases=[Phase.reuse, Phase.generate])
+
+
+def test_nothing_is_left_of_what_a_lifted_retention_had_cut() -> None:
+    """A large message that retention cut, and that the window lets go of once there is none any more, goes, too."""
+    layout = Layout()
+    layout.begin()
+    name = layout.create()
+    layout.append(name, [120, 400, 1, 120, 40, 120, 400, 400])
+    layout.append(name, [400, 1, 40])
+    layout.retain(name, 3)
+    layout.retain(name, 0)
+    layout.append(name, [120, 120, 400, 1])
+    layout.same_as_the_model()
+    layout.teardown()
