@@ -45,7 +45,7 @@ test: $(INSTALLED) ## Run every test, on a mesh of its own beside any running on
 	@$(BIN)/gaggle tools sentry
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(APART:%=--ignore=%) $(TESTS)
 
-test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about twenty minutes).
+test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and store (installs them; about fifteen minutes).
 	@$(BIN)/gaggle tools dapr
 	@$(BIN)/gaggle tools sentry
 	@$(BIN)/gaggle tools rabbitmq
