@@ -6,8 +6,8 @@ import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from gaggle.reminder.v1 import reminder_pb2, reminder_service_pb2_grpc
 from gaggle.reminder.v1 import reminder_service_pb2 as api
-from gaggle.reminder.v1 import reminder_service_pb2_grpc
 from tests.mesh_fixture import Mesh
 from tests.reminder.reminding import TIMEOUT_SECONDS, Reminding, ahead
 
@@ -42,8 +42,11 @@ async def test_an_admin_sees_what_fires_next_in_order(mesh: Mesh, reminding: Rem
     later = await reminding.task(ahead(hour), 20 * minute, title="later")
     sooner = await reminding.task(ahead(hour), 50 * minute, title="sooner")
     gone = await reminding.task(ahead(hour), 30 * minute, title="gone")
+    beyond = await reminding.task(ahead(30 * hour), minute, title="beyond")
+    # A task's reminders are set behind its back.
+    for task_id in (later, sooner, gone, beyond):
+        await reminding.until(task_id, 1, reminder_pb2.REMINDER_STATE_SCHEDULED)
     await reminding("CancelReminders", task_id=gone)
-    await reminding.task(ahead(30 * hour), minute, title="beyond")
 
     for size in (2, 50):
         seen = await _all(mesh, user, page_size=size)
