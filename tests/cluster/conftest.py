@@ -18,10 +18,7 @@ from tests.cluster.control import Cluster
 from tests.cluster.stores import start_stores
 
 CHART = PROJECT_ROOT / "deploy" / "helm" / "gaggle"
-SERVICES = ("audit", "auth", "conversation", "notification", "reminder", "task")
-"""Those that are run; the others' Deployments are made by the same template, and left out for the machine's sake."""
-
-LEFT_OUT = tuple(sorted({app.service for app in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps} - {*SERVICES}))
+SERVICES = tuple(sorted(app.service for app in RunFile.load(PROJECT_ROOT / "dapr.yaml").apps))
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def _install(cluster: Cluster, folder: Path) -> Installed:
     database, brokers = start_stores(cluster, folder / "stores")
     keys = DataDirectory.at(folder / "keys")
     cluster.kubectl("create", "namespace", NAMESPACE)
-    manifests = secret_manifests(keys, (*SERVICES, *LEFT_OUT))
+    manifests = secret_manifests(keys, SERVICES)
     cluster.kubectl("apply", "-n", NAMESPACE, "-f", "-", stdin=yaml.safe_dump_all(manifests))
     _create_secret(cluster, "todo-chatbot-secrets", DATABASE_URL=database)
     _create_secret(cluster, "kafka-secrets", KAFKA_BROKERS=brokers)

@@ -15,18 +15,21 @@ from cli.binaries.cluster import KUBERNETES_VERSION
 from gaggle.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from gaggle.conversation.v1 import conversation_service_pb2, conversation_service_pb2_grpc
 from gaggle.notification.v1 import notification_service_pb2, notification_service_pb2_grpc
+from gaggle.recipe.v1 import (
+    execution_pb2,
+    execution_service_pb2,
+    execution_service_pb2_grpc,
+    recipe_service_pb2,
+    recipe_service_pb2_grpc,
+)
 from gaggle.task.v1 import task_service_pb2, task_service_pb2_grpc
 from tests.cluster.calls import NAMESPACE, RELEASE, eventually, running_pods
-from tests.cluster.conftest import CHART, LEFT_OUT, SERVICES, Installed
+from tests.cluster.conftest import CHART, SERVICES, Installed
 from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
 
-_VALUES = (
-    "-f",
-    str(CHART / "values-local.yaml"),
-    *(f"--set=services.{service}.enabled=false" for service in LEFT_OUT),
-)
+_VALUES = ("-f", str(CHART / "values-local.yaml"))
 _REMINDER_SECONDS = 15
 _APP_ID = "conversation"
 _STUBS = conversation_service_pb2_grpc.ConversationServiceStub
@@ -165,6 +168,25 @@ def test_a_reminder_fires(mesh: Installed) -> None:
         return any("Water the plants" in str(one) for one in answer.notifications)
 
     eventually("the inbox has it", told)
+
+
+def test_a_recipe_is_run(mesh: Installed) -> None:
+    """A workflow asks the agent, and that the conversation service, by their sidecars, and ends with the answer."""
+    user, recipes = _user(), recipe_service_pb2_grpc.RecipeServiceStub
+    executions = execution_service_pb2_grpc.ExecutionServiceStub
+    content = "title: A heron\ndescription: By the river\nprompt: say a heron\n"
+    file = recipe_service_pb2.ImportRecipeRequest(content=content)
+    recipe = mesh.calls.service("recipe", recipes, "ImportRecipe", file, user).recipe
+    start = execution_service_pb2.StartExecutionRequest(recipe_id=recipe.id)
+    started = mesh.calls.service("recipe", executions, "StartExecution", start, user)
+    request = execution_service_pb2.GetExecutionRequest(execution_id=started.execution_id)
+
+    def ended() -> Any:
+        execution = mesh.calls.service("recipe", executions, "GetExecution", request, user).execution
+        return execution if execution.status >= execution_pb2.EXECUTION_STATUS_COMPLETED else None
+
+    execution = eventually("the recipe is run", ended)
+    assert execution.status == execution_pb2.EXECUTION_STATUS_COMPLETED, execution
 
 
 def test_sidecars_speak_mutual_tls(mesh: Installed) -> None:
