@@ -4,6 +4,7 @@ import json
 import os
 import secrets as randomness
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,12 +64,13 @@ def ready(
     *,
     timeout: Annotated[float, typer.Option(help="Seconds that each may take.")] = 30.0,
 ) -> None:
-    """Ask services whether they take calls (grpc.health.v1, `ready`); fail at the first that does not."""
-    for address in addresses:
-        status = _health(address, timeout)
+    """Ask services, all at once, whether they take calls (grpc.health.v1, `ready`); fail if one does not."""
+    with ThreadPoolExecutor(len(addresses)) as asking:
+        statuses = dict(zip(addresses, asking.map(lambda one: _health(one, timeout), addresses), strict=True))
+    for address, status in statuses.items():
         typer.echo(f"{address}: {status}")
-        if status != "SERVING":
-            raise CommandError(f"{address} is {status}.")
+    if away := [f"{address} is {status}" for address, status in statuses.items() if status != "SERVING"]:
+        raise CommandError(f"{'; '.join(away)}.")
 
 
 def write_compose_secrets(folder: Path, services: Iterable[str]) -> None:
