@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+import yaml
 
 from cli.binaries.build import Progress
 from cli.binaries.chromium import chromium
@@ -85,7 +86,9 @@ async def test_the_page_tells_what_the_mesh_does(observed: Mesh, visitor: httpx.
     assert [one["title"] for one in state["reminders"] if one["user"] == user] == [f"Call {user}"]
     components = {one["name"]: one for one in state["components"]}
     assert components["statestore"]["type"] == "state.postgresql"
-    assert set(components["statestore"]["loaded"]) == set(observed.description.services)
+    statestore = yaml.safe_load((observed.description.components / "statestore.yaml").read_text())
+    suffix = observed.description.app_id_suffix
+    assert set(components["statestore"]["loaded"]) == {one.removesuffix(suffix) for one in statestore["scopes"]}
     assert {one["service"] for one in state["configurations"]} == set(observed.description.services)
     answer = await asyncio.to_thread(visitor.get, "/api/logs", params={"process": "task", "text": trace.trace_id})
     lines = answer.json()["lines"]
@@ -107,7 +110,9 @@ def test_no_secret_is_on_the_page(observed: Mesh, visitor: httpx.Client) -> None
     state = visitor.get("/api/state").text
     for process in json.loads(state)["logs"]:
         state += visitor.get("/api/logs", params={"process": process, "level": "debug"}).text
-    for value in [*private, marked["redis-password"], (observed.data.keys / "app-api-token").read_text().strip()]:
+    tokens = [file.read_text().strip() for file in observed.data.keys.glob("*.app-api-token")]
+    assert len(tokens) == len(observed.description.services)
+    for value in [*private, marked["redis-password"], *tokens]:
         assert value not in state
 
 
