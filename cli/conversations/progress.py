@@ -1,22 +1,16 @@
 """How far an import is: a bar on a terminal, a line a conversation elsewhere, nothing if asked so."""
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 from rich.text import Text
 
+from cli.bars import work_bar
 from cli.conversations.importing import Outcome, Plan
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class ImportProgress:
@@ -29,16 +23,7 @@ class ImportProgress:
         self._total = sum(len(plan.messages) for plan in plans)
         self._bar: Bar | None = None
         if console.is_terminal and not quiet:
-            self._bar = Bar(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                Rate(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
+            self._bar = work_bar(console)
             what = plans[0].file if len({plan.file for plan in plans}) == 1 else f"{len(plans)} conversations"
             self._task = self._bar.add_task(what, total=self._total)
 
@@ -81,11 +66,3 @@ class ImportProgress:
             told = f"{outcome.stored_now} messages stored"
         text = Text.assemble((plan.file, "bold"), f": {told}: ", (outcome.conversation_id, "cyan"))
         self._console.print(text, soft_wrap=True)
-
-
-class Rate(ProgressColumn):
-    """Units a second."""
-
-    def render(self, task: Task) -> Text:
-        """One task's."""
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")

@@ -2,21 +2,15 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
-from cli.conversations.progress import Rate
+from cli.bars import work_bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _LINE_EVERY_SECONDS = 5.0
 
@@ -33,16 +27,7 @@ class MigrationProgress:
         self._total = self._done = 0
         self._began = self._told_at = time.monotonic()
         if console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                Rate(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
+            self._bar = work_bar(console)
 
     def __enter__(self) -> Self:
         """Show the bar."""
