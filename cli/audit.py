@@ -10,6 +10,7 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 
+from cli.channels import open_channel
 from cli.conversations.client import Target
 from cli.conversations.errors import Failure, ServiceRefusedError, UnreachableError
 from cli.mesh.data import DataDirectory
@@ -87,7 +88,7 @@ def _run(data: Path | None, user: str, work: Callable[[Any, Target], Any], *, ro
     target = Target.find(data=data, token=token, service="audit")
 
     async def call() -> None:
-        async with grpc.aio.insecure_channel(target.address) as channel:
+        async with open_channel(target.address, authority=target.authority) as channel:
             await work(AuditServiceStub(channel), target)
 
     try:

@@ -25,7 +25,11 @@ TokenOption = Annotated[
     ),
 ]
 AddressOption = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Where the service listens. Default: what DATA/mesh.json says.")
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where the service listens; https://HOST:PORT by TLS. Default: what DATA/mesh.json says.",
+    ),
 ]
 ViaOption = Annotated[
     str, typer.Option(metavar="SERVICE", help="Go through the sidecar of this service of the local mesh.")

@@ -1,18 +1,19 @@
 """`gaggle cluster`: the secrets that the Helm chart and the compose file want, and whether services are ready there."""
 
+import asyncio
 import json
 import os
 import secrets as randomness
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
+import grpc.aio
 import typer
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.channels import open_channel
 from cli.errors import CommandError
 from cli.mesh.data import PROJECT_ROOT, DataDirectory, write_private
 from cli.mesh.keys import ISSUER_KEY_ID, ensure_keys, jwks, private_jwk
@@ -60,13 +61,16 @@ def compose(*, folder: Annotated[Path, typer.Option(help="Where compose.yaml lie
 
 @app.command(epilog="Example: gaggle cluster ready gaggle-conversation.gaggle.svc:50051")
 def ready(
-    addresses: Annotated[list[str], typer.Argument(help="host:port of services.")],
+    addresses: Annotated[list[str], typer.Argument(help="host:port of services; https://host:port by TLS.")],
     *,
     timeout: Annotated[float, typer.Option(help="Seconds that each may take.")] = 30.0,
 ) -> None:
     """Ask services, all at once, whether they take calls (grpc.health.v1, `ready`); fail if one does not."""
-    with ThreadPoolExecutor(len(addresses)) as asking:
-        statuses = dict(zip(addresses, asking.map(lambda one: _health(one, timeout), addresses), strict=True))
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*(_health(one, timeout_seconds=timeout) for one in addresses))
+
+    statuses = dict(zip(addresses, asyncio.run(ask_all()), strict=True))
     for address, status in statuses.items():
         typer.echo(f"{address}: {status}")
     if away := [f"{address} is {status}" for address, status in statuses.items() if status != "SERVING"]:
@@ -134,11 +138,12 @@ def _kept(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _health(address: str, timeout: float) -> str:
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+async def _health(address: str, *, timeout_seconds: float) -> str:
+    async with open_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=_READY)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=_READY), timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            return str(error.code().name)
+            answer = await stub.Check(request, timeout=timeout_seconds, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from cli.channels import open_channel
 from cli.conversations.errors import Failure, ServiceRefusedError, UnreachableError
 from cli.errors import CommandError, NotRunning
 from cli.mesh.data import DataDirectory
@@ -61,7 +62,7 @@ class Target:
     """Where calls go and in whose name."""
 
     address: str
-    """host:port of the service, or of a sidecar."""
+    """host:port of the service, or of a sidecar; https://host:port where that takes TLS."""
 
     token: Callable[[], str]
     """Gives a token that is still good for a while."""
@@ -71,6 +72,9 @@ class Target:
 
     app_id: str = ""
     """The service's app id, where `address` is a sidecar's."""
+
+    authority: Path | None = None
+    """Who signed the certificate of a service of the local mesh that serves by TLS."""
 
     @classmethod
     def find(
@@ -88,7 +92,7 @@ class Target:
 
         Args:
             data: the mesh's data directory.
-            address: host:port in place of what mesh.json says.
+            address: host:port or https://host:port in place of what mesh.json says.
             via: a service whose sidecar takes the calls.
             app_id: makes `address` a sidecar's: the app that it shall hand the calls to.
             user: whose token the local mesh's key shall sign. Default: $GAGGLE_USER, else who is logged in.
@@ -115,7 +119,8 @@ class Target:
             if via not in mesh.services:
                 raise CommandError(f"The mesh has no service {via!r}; it has {', '.join(sorted(mesh.services))}.")
             return cls(mesh.services[via].sidecar_grpc, signed, user, mesh.services[service].app_id)
-        return cls(mesh.services[service].address, signed, user)
+        first = mesh.services[service].replicas[0]
+        return cls(first.address, signed, user, authority=first.authority)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
@@ -262,7 +267,7 @@ class Client:
 @asynccontextmanager
 async def connect(target: Target, *, timeout_seconds: float) -> AsyncIterator[Client]:
     """A client, whose connection is closed at the end."""
-    async with grpc.aio.insecure_channel(target.address, options=_CHANNEL_OPTIONS) as channel:
+    async with open_channel(target.address, authority=target.authority, options=_CHANNEL_OPTIONS) as channel:
         yield Client(target, channel, timeout_seconds)
 
 

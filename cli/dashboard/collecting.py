@@ -15,6 +15,7 @@ import yaml
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 
+from cli.channels import open_channel
 from cli.dashboard import metrics
 from cli.dashboard.masking import Masker
 from cli.dashboard.metrics import Series
@@ -127,7 +128,7 @@ class Collector:
             number = operations_api.LogLevel.Value(f"{_LEVEL}{level.upper()}")
         except ValueError as error:
             raise CommandError(f"{level!r} is no level.") from error
-        stub: Any = operations_service_pb2_grpc.OperationsServiceStub(self._channel(replicas[replica].address))
+        stub: Any = operations_service_pb2_grpc.OperationsServiceStub(self._channel(replicas[replica]))
         request = operations_api.SetLogLevelRequest(level=number)
         try:
             answer = await stub.SetLogLevel(request, metadata=self._metadata(), timeout=_CALL_SECONDS)
@@ -151,7 +152,7 @@ class Collector:
     async def _events(self, mesh: MeshDescription) -> list[dict[str, Any]]:
         if "audit" not in mesh.services:
             return []
-        stub: Any = audit_service_pb2_grpc.AuditServiceStub(self._channel(mesh.services["audit"].address))
+        stub: Any = audit_service_pb2_grpc.AuditServiceStub(self._channel(mesh.services["audit"].replicas[0]))
         request = audit_service_pb2.ListEventsRequest(page_size=_EVENTS, descending=True)
         answer = await stub.ListEvents(request, metadata=self._metadata(), timeout=_CALL_SECONDS)
         return [
@@ -172,7 +173,7 @@ class Collector:
     async def _reminders(self, mesh: MeshDescription) -> list[dict[str, Any]]:
         if "reminder" not in mesh.services:
             return []
-        stub: Any = reminder_service_pb2_grpc.ReminderServiceStub(self._channel(mesh.services["reminder"].address))
+        stub: Any = reminder_service_pb2_grpc.ReminderServiceStub(self._channel(mesh.services["reminder"].replicas[0]))
         request = reminder_service_pb2.ListDueRemindersRequest(
             horizon=Duration(seconds=_REMINDER_HORIZON_SECONDS), page_size=_REMINDERS
         )
@@ -199,15 +200,15 @@ class Collector:
         await asyncio.gather(*(one(name, replica.metrics) for name, replica in replicas.items()))
 
     async def _read_levels(self, replicas: dict[str, ReplicaDescription]) -> None:
-        async def one(name: str, address: str) -> None:
-            stub: Any = operations_service_pb2_grpc.OperationsServiceStub(self._channel(address))
+        async def one(replica: ReplicaDescription) -> None:
+            stub: Any = operations_service_pb2_grpc.OperationsServiceStub(self._channel(replica))
             with contextlib.suppress(grpc.aio.AioRpcError):
                 answer = await stub.GetLogLevel(
                     operations_api.GetLogLevelRequest(), metadata=self._metadata(), timeout=_CALL_SECONDS
                 )
-                self._levels[name] = _level(answer.level)
+                self._levels[replica.name] = _level(answer.level)
 
-        await asyncio.gather(*(one(name, replica.address) for name, replica in replicas.items()))
+        await asyncio.gather(*map(one, replicas.values()))
 
     async def _seldom(self, replicas: dict[str, ReplicaDescription]) -> None:
         """Ask for what seldom changes, seldom: each question to a service is a line in its log."""
@@ -257,11 +258,13 @@ class Collector:
         token = sign_token(self._data, _USER, roles=["admin"], ttl_seconds=_TOKEN_SECONDS)
         return (("authorization", f"Bearer {token}"),)
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            options = (("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1_000))
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
-        return self._channels[address]
+    def _channel(self, replica: ReplicaDescription) -> grpc.aio.Channel:
+        if replica.address not in self._channels:
+            options = (("grpc.max_reconnect_backoff_ms", 1_000),)
+            self._channels[replica.address] = open_channel(
+                replica.address, authority=replica.authority, options=options
+            )
+        return self._channels[replica.address]
 
 
 def _documents(paths: Any) -> list[dict[str, Any]]:

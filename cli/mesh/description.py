@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.errors import CommandError, NotRunning
 from cli.mesh.data import DataDirectory, write_private
-from cli.mesh.observing import write_targets
 from cli.mesh.sets import BrokerKind
 
 
@@ -25,6 +24,8 @@ class ReplicaDescription(BaseModel):
     metrics: str
     http: str | None = None
     """Of a service that serves HTTP beside gRPC."""
+    authority: Path | None = None
+    """Of a service that serves by TLS: the file of who signed its certificate."""
 
     @property
     def sidecar_name(self) -> str:
@@ -98,9 +99,8 @@ class MeshDescription(BaseModel):
     processes: dict[str, ProcessDescription]
 
     def write(self, data: DataDirectory) -> None:
-        """Replaces mesh.json at once, and what Prometheus reads of it."""
+        """Replaces mesh.json at once."""
         write_private(data.mesh_file, self.model_dump_json(indent=2) + "\n")
-        write_targets(self, data)
 
     @classmethod
     def load(cls, path: Path) -> "MeshDescription":

@@ -6,10 +6,10 @@ import ssl
 import struct
 from pathlib import Path
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.channels import open_channel
 from cli.mesh.ports import LOOPBACK
 
 # One question; a process that takes longer is not ready.
@@ -79,15 +79,10 @@ class GrpcHealth:
         """`authority` is the file of who signed the server's certificate, if it serves by TLS."""
         # The default back-off (up to two minutes) would leave a restarted service unnoticed.
         options = (
-            ("grpc.enable_http_proxy", 0),
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", 500),
         )
-        if authority is None:
-            self._channel = grpc.aio.insecure_channel(f"{LOOPBACK}:{port}", options=options)
-        else:
-            credentials = grpc.ssl_channel_credentials(authority.read_bytes())
-            self._channel = grpc.aio.secure_channel(f"{LOOPBACK}:{port}", credentials, options=options)
+        self._channel = open_channel(f"{LOOPBACK}:{port}", authority=authority, options=options)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
 
     async def is_serving(self) -> bool:

@@ -11,14 +11,12 @@ Configuration.
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from cli.errors import CommandError
 from cli.mesh.data import DataDirectory, write_private
-
-if TYPE_CHECKING:
-    from cli.mesh.description import MeshDescription
+from cli.mesh.description import MeshDescription
 
 OTLP, ZIPKIN, RATIO = "GAGGLE_OTLP_ENDPOINT", "GAGGLE_ZIPKIN_ENDPOINT", "GAGGLE_TRACE_SAMPLE_RATIO"
 
@@ -26,14 +24,14 @@ OTLP, ZIPKIN, RATIO = "GAGGLE_OTLP_ENDPOINT", "GAGGLE_ZIPKIN_ENDPOINT", "GAGGLE_
 _METRICS_ABOVE_API = 2
 
 
-def write_targets(mesh: "MeshDescription", data: DataDirectory) -> None:
+def write_targets(mesh: MeshDescription, data: DataDirectory) -> None:
     """Writes the files from which Prometheus learns what to scrape; it notices a change by itself."""
     data.targets.mkdir(mode=0o700, exist_ok=True)
     for name, groups in targets(mesh).items():
         write_private(data.targets / f"{name}.json", json.dumps(groups, indent=2) + "\n")
 
 
-def targets(mesh: "MeshDescription") -> dict[str, list[dict[str, Any]]]:
+def targets(mesh: MeshDescription) -> dict[str, list[dict[str, Any]]]:
     """Target groups by scrape job, in the format of Prometheus's file_sd_config."""
     services, sidecars = [], []
     for name, service in mesh.services.items():

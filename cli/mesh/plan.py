@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.channels import AUTHORITY
 from cli.errors import CommandError
 from cli.mesh.ports import HIGHEST_BASE, LOWEST_BASE, MOST_REPLICAS, Ports, find_free_base, is_free
 from cli.mesh.runfile import App, RunFile
@@ -40,6 +41,12 @@ class Replica:
     def name(self) -> str:
         """The process's name in the mesh: the service's, with -2, -3, ... for further replicas."""
         return self.service if self.index == 0 else f"{self.service}-{self.index + 1}"
+
+    @property
+    def authority(self) -> Path | None:
+        """Who signed the certificate of a service that serves by TLS alone (`appProtocol: grpcs`)."""
+        named = self.app.env.get(AUTHORITY) if self.app.app_protocol == "grpcs" else None
+        return Path(named) if named else None
 
     @property
     def sidecar_name(self) -> str:

@@ -1,7 +1,6 @@
 """Command line and environment of one service process."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from cli.mesh.data import DataDirectory
 from cli.mesh.health import GrpcHealth
@@ -49,6 +48,5 @@ def service_command(data: DataDirectory, replica: Replica, environment: dict[str
 
 
 def service_health(replica: Replica) -> GrpcHealth:
-    """The health of a service, asked by TLS where it serves nothing else (`appProtocol: grpcs`)."""
-    authority = replica.app.env.get("GAGGLE_TLS_AUTHORITY_FILE") if replica.app.app_protocol == "grpcs" else None
-    return GrpcHealth(replica.port, Path(authority) if authority else None)
+    """The health of a service."""
+    return GrpcHealth(replica.port, replica.authority)

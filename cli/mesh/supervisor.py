@@ -36,6 +36,7 @@ from cli.mesh.description import MeshDescription, ReplicaDescription, ServiceDes
 from cli.mesh.identities import make_identities
 from cli.mesh.keys import ensure_keys
 from cli.mesh.memory import memory_by_process
+from cli.mesh.observing import write_targets
 from cli.mesh.plan import Plan, Replica
 from cli.mesh.ports import LOOPBACK
 from cli.mesh.postgres import create_role_and_database, database_url, postgres_command
@@ -157,7 +158,7 @@ class Supervisor:
             service, sidecar = self._services[replica.name], self._sidecars[replica.name]
             services.append(
                 {
-                    **_describe(replica).model_dump(),
+                    **_describe(replica).model_dump(mode="json"),
                     "service": replica.service,
                     "app_id": replica.app_id,
                     "state": service.state.value,
@@ -353,7 +354,7 @@ class Supervisor:
             before = services.get(replica.service)
             replicas = [*(before.replicas if before else []), _describe(replica)]
             services[replica.service] = ServiceDescription(app_id=replica.app_id, replicas=replicas)
-        MeshDescription(
+        description = MeshDescription(
             state=self._state,
             data=self._data.path,
             app_id_suffix=self._suffix,
@@ -378,7 +379,9 @@ class Supervisor:
                 for process in self._processes
                 if process.state is not State.WAITING and (entry := process.describe()) is not None
             },
-        ).write(self._data)
+        )
+        description.write(self._data)
+        write_targets(description, self._data)
 
 
 def _describe(replica: Replica) -> ReplicaDescription:
@@ -391,6 +394,7 @@ def _describe(replica: Replica) -> ReplicaDescription:
         sidecar_metrics=f"{LOOPBACK}:{replica.sidecar_metrics_port}",
         metrics=f"{LOOPBACK}:{replica.metrics_port}",
         http=None if replica.http_port is None else f"{LOOPBACK}:{replica.http_port}",
+        authority=replica.authority,
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cli.errors import CommandError
 from cli.mesh.data import DataDirectory
+from cli.mesh.description import ReplicaDescription
 from cli.mesh.observing import RATIO, ZIPKIN
 from cli.mesh_commands import DataOption, load_mesh
 from cli.progress import build_progress
@@ -93,9 +94,9 @@ def log_level(
 ) -> None:
     """Show or change how much services log, without restarting them; every replica of a service."""
     mesh = load_mesh(data)
-    replicas = {one.name: one.address for every in mesh.services.values() for one in every.replicas}
+    replicas = {one.name: one for every in mesh.services.values() for one in every.replicas}
     if service in mesh.services:
-        replicas = {one.name: one.address for one in mesh.services[service].replicas}
+        replicas = {one.name: one for one in mesh.services[service].replicas}
     elif service in replicas:
         replicas = {service: replicas[service]}
     elif service != "all":
@@ -106,10 +107,13 @@ def log_level(
         typer.echo(f"{name}: {text}")
 
 
-async def _ask_all(data: DataDirectory, replicas: dict[str, str], level: Level | None, seconds: int) -> dict[str, str]:
+async def _ask_all(
+    data: DataDirectory, replicas: dict[str, ReplicaDescription], level: Level | None, seconds: int
+) -> dict[str, str]:
     # Needed by no other command.
     import grpc
 
+    from cli.channels import open_channel
     from cli.mesh.keys import sign_token
     from gaggle.operations.v1 import operations_service_pb2 as api
     from gaggle.operations.v1 import operations_service_pb2_grpc as api_grpc
@@ -119,9 +123,8 @@ async def _ask_all(data: DataDirectory, replicas: dict[str, str], level: Level |
     def shown(number: int) -> str:
         return api.LogLevel.Name(number).removeprefix("LOG_LEVEL_").lower()  # type: ignore[arg-type]
 
-    async def ask(address: str) -> str:
-        options = (("grpc.enable_http_proxy", 0),)
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async def ask(replica: ReplicaDescription) -> str:
+        async with open_channel(replica.address, authority=replica.authority) as channel:
             stub: Any = api_grpc.OperationsServiceStub(channel)
             try:
                 if level is None:
@@ -134,7 +137,9 @@ async def _ask_all(data: DataDirectory, replicas: dict[str, str], level: Level |
                     request.duration.FromSeconds(seconds)
                 answer = await stub.SetLogLevel(request, metadata=metadata, timeout=_CALL_SECONDS, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
-                raise CommandError(f"{address} did not take it: {error.code().name} {error.details()}") from error
+                raise CommandError(
+                    f"{replica.address} did not take it: {error.code().name} {error.details()}"
+                ) from error
             for_a_while = f" for {seconds} s" if seconds else ""
             return f"{shown(answer.previous_level)} -> {level}{for_a_while}"
 

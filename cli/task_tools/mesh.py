@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _target(where: Where, service: str) -> Target:
         )
     # `find` signs no token that it is given; what it is given here is never sent.
     found = Target.find(data=where.data, address=where.sidecar, app_id=app_id, token="-", service=service)  # noqa: S106
-    return Target(found.address, _token_of_the_call, "", found.app_id)
+    return replace(found, token=_token_of_the_call, user="")
 
 
 def _token_of_the_call() -> str:

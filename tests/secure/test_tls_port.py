@@ -1,5 +1,6 @@
 """A service's own port by TLS: for clients that come straight, and for the sidecar that delivers to it."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import grpc.aio
 import pytest
 import yaml
 
+from cli.conversations.errors import UnreachableError
+from cli.dashboard.collecting import Collector
 from cli.mesh.certificates import Certificates, ensure_certificates
 from cli.mesh.data import PROJECT_ROOT
 from gaggle.audit.v1 import audit_service_pb2 as api
 from gaggle.audit.v1 import audit_service_pb2_grpc
+from tests.cli.command import gaggle
 from tests.conditions import eventually
 from tests.conversation.talking import Talker
 from tests.mesh_fixture import Mesh
@@ -21,6 +25,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.slow]
 
 _SERVICES = ("conversation", "audit")
 _WITHIN = 60.0
+SAMPLE = PROJECT_ROOT / "cli" / "samples" / "observatory.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,41 @@ async def test_clients_sidecars_and_deliveries_come_by_tls(
             return len(answer.entries) == 2
 
         await eventually(logged, within=_WITHIN, what="both events in the log")
+
+
+async def test_the_command_line_and_the_dashboard_come_by_tls(encrypted: Mesh, user: str) -> None:
+    """Commands find in mesh.json whose certificate a service shows; so does the dashboard."""
+    added = await asyncio.to_thread(
+        gaggle, "conversations", "import", str(SAMPLE), "--user", user, data=encrypted.data.path
+    )
+    assert added.returncode == 0, added.stderr
+    level = await asyncio.to_thread(gaggle, "log-level", "audit", data=encrypted.data.path)
+    assert (level.returncode, level.stdout) == (0, "audit: info\n"), level.stderr
+
+    collector = Collector(encrypted.data)
+    try:
+
+        async def shown() -> bool:
+            state = await collector.state()
+            assert not [one for one in state["problems"] if not one.startswith("reminders")], state["problems"]
+            return {one["level"] for one in state["services"]} == {"info"} and bool(state["events"])
+
+        await eventually(shown, within=_WITHIN, what="levels and events on the dashboard")
+    finally:
+        await collector.close()
+
+
+async def test_an_address_that_is_a_url_is_called_by_tls(
+    encrypted: Mesh, certificates: Certificates, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mesh elsewhere is called as https://HOST:PORT, by an authority that the environment names, and by no other."""
+    url = f"https://localhost:{encrypted.service('conversation').address.rpartition(':')[2]}"
+    words = ("conversations", "list", "--address", url, "--timeout", "3")
+    monkeypatch.setenv("GAGGLE_TOKEN", encrypted.token(user))
+    for authority, code in ((str(certificates.authority), 0), ("", UnreachableError.exit_code)):
+        monkeypatch.setenv("GAGGLE_TLS_AUTHORITY_FILE", authority)
+        result = await asyncio.to_thread(gaggle, *words, data=encrypted.data.path)
+        assert result.returncode == code, result.stderr
 
 
 async def test_who_speaks_no_tls_or_knows_another_authority_is_not_served(
