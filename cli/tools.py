@@ -1,11 +1,15 @@
 """`gaggle tools`: programs that the mesh, its tests and its bench run, found or built, and where they are."""
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
+from cli.binaries.apicurio import apicurio
+from cli.binaries.build import Progress
 from cli.binaries.chromium import chromium
 from cli.binaries.cluster import cluster_binaries
 from cli.binaries.dapr import dapr_binaries, sentry_binary
@@ -26,6 +30,7 @@ class Tool(StrEnum):
     GHZ = "ghz"
     RABBITMQ = "rabbitmq"
     KAFKA = "kafka"
+    APICURIO = "apicurio"
     CLUSTER = "cluster"
     PROMETHEUS = "prometheus"
     PROMTOOL = "promtool"
@@ -39,26 +44,21 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(name: Annotated[Tool, typer.Argument(help="Which program.")]) -> None:
-    """Print where a program is (dapr: daprd; kafka, zipkin: jars; cluster: helm), fetched or built if need be."""
+    """Print where a program is, fetched or built if need be (dapr: daprd; kafka: its jars; cluster: helm)."""
     progress = build_progress(Console(stderr=True))
-    match name:
-        case Tool.DAPR:
-            typer.echo(dapr_binaries(progress).daprd)
-        case Tool.SENTRY:
-            typer.echo(sentry_binary(dapr_binaries(progress), progress))
-        case Tool.RABBITMQ:
-            typer.echo(rabbitmq(progress).server)
-        case Tool.KAFKA:
-            typer.echo(kafka(progress).jars)
-        case Tool.CLUSTER:
-            typer.echo(cluster_binaries(progress).programs["helm"])
-        case Tool.PROMETHEUS:
-            typer.echo(prometheus(progress).server)
-        case Tool.PROMTOOL:
-            typer.echo(prometheus(progress).promtool)
-        case Tool.ZIPKIN:
-            typer.echo(zipkin(progress).jar)
-        case Tool.CHROMIUM:
-            typer.echo(chromium(progress).program)
-        case _:
-            typer.echo(tool(name.value, progress))
+    typer.echo(_FINDERS[name](progress) if name in _FINDERS else tool(name.value, progress))
+
+
+_FINDERS: Final[dict[Tool, Callable[[Progress], Path]]] = {
+    Tool.DAPR: lambda progress: dapr_binaries(progress).daprd,
+    Tool.SENTRY: lambda progress: sentry_binary(dapr_binaries(progress), progress),
+    Tool.RABBITMQ: lambda progress: rabbitmq(progress).server,
+    Tool.KAFKA: lambda progress: kafka(progress).jars,
+    Tool.APICURIO: lambda progress: apicurio(progress).jar,
+    Tool.CLUSTER: lambda progress: cluster_binaries(progress).programs["helm"],
+    Tool.PROMETHEUS: lambda progress: prometheus(progress).server,
+    Tool.PROMTOOL: lambda progress: prometheus(progress).promtool,
+    Tool.ZIPKIN: lambda progress: zipkin(progress).jar,
+    Tool.CHROMIUM: lambda progress: chromium(progress).program,
+}
+"""The others are Go programs of a module each."""

@@ -1,6 +1,6 @@
 """Java, and jars by Maven from their pinned versions into the cache.
 
-A program's folder holds pom.xml, and jars.lock with the hash of every jar that comes of it.
+A program's folder holds pom.xml, and jars.lock with the hash of every file that comes of it. An archive is unpacked.
 """
 
 import hashlib
@@ -61,6 +61,9 @@ def jars(program: str, version: str, folder: Path, progress: Progress) -> Path:
                 raise CommandError(
                     f"Maven's repository gave other jars for {program} {version} than {folder / 'jars.lock'} names."
                 )
+            for archive in unfinished.glob("*.zip"):
+                shutil.unpack_archive(archive, unfinished)
+                archive.unlink()
             unfinished.rename(home)
     return home
 
@@ -96,6 +99,6 @@ def _fetch(program: str, pom: Path, folder: Path) -> None:
 
 
 def _hashes(folder: Path) -> str:
-    """SHA-256 and name of each jar, a line each, as sha256sum prints them."""
-    lines = (f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  {jar.name}\n" for jar in sorted(folder.glob("*.jar")))
+    """SHA-256 and name of each file, a line each, as sha256sum prints them."""
+    lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(folder.iterdir()))
     return "".join(lines)

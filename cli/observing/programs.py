@@ -52,7 +52,7 @@ def running_prometheus(programs: Prometheus, folder: Path, targets: Path, port: 
         f"--web.listen-address={LOOPBACK}:{port}",
     ]
     address = f"http://{LOOPBACK}:{port}"
-    with _running("Prometheus", arguments, folder / "prometheus.log", f"{address}/-/ready", port):
+    with running_program("Prometheus", arguments, folder / "prometheus.log", f"{address}/-/ready", port):
         yield address
 
 
@@ -71,12 +71,24 @@ def running_zipkin(program: Zipkin, folder: Path, port: int) -> Iterator[str]:
         "--zipkin.self-tracing.enabled=false",
     ]
     address = f"http://{LOOPBACK}:{port}"
-    with _running("Zipkin", arguments, folder / "zipkin.log", f"{address}/health", port):
+    with running_program("Zipkin", arguments, folder / "zipkin.log", f"{address}/health", port):
         yield address
 
 
 @contextlib.contextmanager
-def _running(name: str, arguments: list[str], log: Path, ready: str, port: int) -> Iterator[None]:
+def running_program(name: str, arguments: list[str], log: Path, ready: str, port: int) -> Iterator[None]:
+    """Runs a program until the block ends.
+
+    Args:
+        name: what people call it.
+        arguments: its command line.
+        log: where its output goes.
+        ready: the address that answers 200 once it has started.
+        port: where it is to listen.
+
+    Raises:
+        CommandError: it did not start, or the port is taken.
+    """
     if not is_free(port):
         raise CommandError(f"Something else listens on port {port}, which {name} is to have.")
     with log.open("wb") as output:

@@ -16,6 +16,8 @@ from tests.mesh_fixture import Mesh, start_mesh
 ALL_SETS = ("local", "rabbitmq", "kafka", "kafka-cloud", "todo")
 SETS = tuple(os.environ.get("GAGGLE_TEST_SETS", ",".join(ALL_SETS)).split(","))
 RUN_FILE = Path(__file__).with_name("mesh.yaml")
+_MESHES = {"own", "whole"}
+"""Fixtures that start a mesh for each set."""
 
 
 class BrokerMesh(Mesh):
@@ -69,14 +71,22 @@ def with_probe(source: Path, target: Path) -> Path:
     return target
 
 
+# First, since xdist reads the groups in this hook, too.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, on each set, the tests that are marked as other sets' (`@pytest.mark.sets(...)`)."""
+    """Leave out, on each set, the tests that are marked as other sets' (`@pytest.mark.sets(...)`).
+
+    What is left of a set stays together, so that workers side by side have a mesh each.
+    """
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         marker = item.get_closest_marker("sets")
-        chosen = item.callspec.params.get("own") if isinstance(item, pytest.Function) and marker else None
-        (kept if marker is None or chosen in marker.args else left_out).append(item)
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        for mesh in _MESHES & parameters.keys():
+            item.add_marker(pytest.mark.xdist_group(f"{mesh}-{parameters[mesh]}"))
+        chosen = parameters.get("own")
+        (kept if marker is None or chosen is None or chosen in marker.args else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,16 @@ from typing import Any
 import grpc.aio
 import psycopg
 import pytest
-import yaml
 from rich.console import Console
 
-from cli.binaries.dapr import dapr_binaries
 from cli.binaries.debian import unpacked
 from cli.mesh.certificates import ensure_certificates
-from cli.mesh.components import effective_component
-from cli.mesh.data import PROJECT_ROOT, write_private
+from cli.mesh.data import PROJECT_ROOT
 from cli.mesh.sets import ComponentSet
 from cli.progress import build_progress
 from services.runtime.dapr import binding_pb2, common_pb2, dapr_pb2_grpc, state_pb2
 from tests.conditions import eventually
+from tests.lone_sidecar import lone_sidecar
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow]
 
@@ -138,44 +136,12 @@ async def migrated(server: Server) -> Server:
     return server
 
 
-@contextlib.asynccontextmanager
-async def _sidecar(folder: Path, url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """daprd of `audit` with the database's components of kafka-cloud, scoped to it; gives its gRPC port."""
-    secrets = folder / "secrets.json"
-    write_private(secrets, json.dumps({"backend-secrets": {"DATABASE_URL": url}}))
-    resources = folder / "components"
-    resources.mkdir()
+def _sidecar(folder: Path, url: str) -> contextlib.AbstractAsyncContextManager[tuple[asyncio.subprocess.Process, int]]:
+    """daprd of `audit` with the database's components of kafka-cloud; its process, and its gRPC port."""
     components = ComponentSet.load(PROJECT_ROOT / "dapr-components" / "kafka-cloud")
-    for name in ("postgres-statestore.yaml", "readmodel.yaml", "kubernetes-secrets.yaml"):
-        (document,) = components.files[name]
-        effective = effective_component(document | {"scopes": ["audit"]}, secrets, "")
-        (resources / name).write_text(yaml.safe_dump(effective))
-    ports = []
-    with contextlib.ExitStack() as held:
-        for _ in range(4):
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    names = ("dapr-grpc-port", "dapr-http-port", "dapr-internal-grpc-port", "metrics-port")
-    with (folder / "daprd.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            str(dapr_binaries(lambda _what, _packages: None).daprd),
-            "--app-id=audit",
-            *(f"--{name}={port}" for name, port in zip(names, ports, strict=True)),
-            "--dapr-listen-addresses=127.0.0.1",
-            "--dapr-internal-grpc-listen-address=127.0.0.1",
-            "--metrics-listen-address=127.0.0.1",
-            "--dapr-graceful-shutdown-seconds=1",
-            f"--resources-path={resources}",
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield process, ports[0]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+    names = ("postgres-statestore.yaml", "readmodel.yaml", "kubernetes-secrets.yaml")
+    documents = [document for name in names for document in components.files[name]]
+    return lone_sidecar(folder, "audit", documents, {"backend-secrets": {"DATABASE_URL": url}})
 
 
 async def test_state_and_read_model_go_by_tls(migrated: Server, tmp_path: Path) -> None:
