@@ -1,5 +1,6 @@
 """resiliency.yaml as committed, on real sidecars: each policy acts when its target fails, and only then."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -13,8 +14,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from services.runtime.dapr import binding_pb2, dapr_pb2_grpc, pubsub_pb2
+from cli.mesh.data import PROJECT_ROOT
+from cli.mesh.sets import ComponentSet
+from services.runtime.dapr import binding_pb2, dapr_pb2_grpc, pubsub_pb2, secret_pb2
 from tests.conditions import eventually
+from tests.lone_sidecar import lone_sidecar
 from tests.mesh_fixture import Mesh
 from tests.secure.failing import ATTEMPTS, DO
 
@@ -23,7 +27,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(240)]
 _RUN_FILE = Path(__file__).with_name("failing-mesh.yaml")
 _OPEN = "circuit breaker is open"
 # Of the policies.
-_CALL_SECONDS, _QUERY_SECONDS, _PUBLISH_SECONDS = 15.0, 12.0, 5.0
+_CALL_SECONDS, _QUERY_SECONDS, _PUBLISH_SECONDS, _SECRET_SECONDS, _HINT_SECONDS = 15.0, 12.0, 5.0, 5.0, 1.0
 _TRIP = 5
 # A machine that does other things, too.
 _SLACK_SECONDS = 20.0
@@ -132,6 +136,41 @@ async def test_the_breaker_of_reminders_opens_and_closes(caller: Caller) -> None
     assert await caller.do("reminder", f"{key} INTERNAL {_TRIP}") == b"done"
 
 
+async def test_a_secret_store_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    """Whoever asks for a secret while the store takes connections and answers none is told so within the limit."""
+
+    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await hung.wait()
+        writer.close()
+
+    hung = asyncio.Event()
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        access = {
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+            "current-context": "c",
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(access))
+        fields = {"kubeconfigPath": str(tmp_path / "kubeconfig"), "defaultNamespace": "gaggle"}
+        metadata = [{"name": name, "value": value} for name, value in fields.items()]
+        components = ComponentSet.load(PROJECT_ROOT / "dapr-components" / "local").files
+        store = components["secretstore.yaml"][0] | {
+            "spec": {"type": "secretstores.kubernetes", "version": "v1", "metadata": metadata}
+        }
+        async with (
+            lone_sidecar(tmp_path, "task", [store, *components["resiliency.yaml"]]) as (_, sidecar),
+            grpc.aio.insecure_channel(f"127.0.0.1:{sidecar}") as channel,
+        ):
+            await asyncio.wait_for(channel.channel_ready(), 60)
+            stub: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
+            began = time.monotonic()
+            error = await _failed(stub.GetSecret(secret_pb2.GetSecretRequest(store_name="secretstore", key="any")))
+            assert error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert _SECRET_SECONDS - 1 < time.monotonic() - began < _SECRET_SECONDS + _SLACK_SECONDS
+        hung.set()
+
+
 async def test_the_breaker_of_the_broker_opens_and_closes(failing: Mesh) -> None:
     """While the broker hangs, publishing is ended and tried again; then it fails at once, until the broker is back."""
     async with failing.sidecar("task") as channel:
@@ -147,6 +186,7 @@ async def test_the_breaker_of_the_broker_opens_and_closes(failing: Mesh) -> None
             # Three attempts.
             assert time.monotonic() - began > 3 * _PUBLISH_SECONDS - 1
             assert error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}
+            await _a_hint_waits_for_nobody(failing)
 
             async def opened() -> bool:
                 began = time.monotonic()
@@ -167,6 +207,16 @@ async def test_the_breaker_of_the_broker_opens_and_closes(failing: Mesh) -> None
         await eventually(published, within=60, what="publishing again")
     log = failing.data.log("task.daprd").read_text()
     assert "Error processing operation component[pubsub] output. Retrying" in log
+
+
+async def _a_hint_waits_for_nobody(failing: Mesh) -> None:
+    """While the broker hangs: what a lost hint costs is a poll, so it is given up soon, and not tried again."""
+    async with failing.sidecar("conversation") as channel:
+        stub: Any = dapr_pb2_grpc.DaprStub(channel)  # type: ignore[no-untyped-call]
+        request = pubsub_pb2.PublishEventRequest(pubsub_name="pubsub-fanout", topic="hints", data=b"{}")
+        began = time.monotonic()
+        await _failed(stub.PublishEvent(request))
+        assert _HINT_SECONDS - 0.2 < time.monotonic() - began < _PUBLISH_SECONDS
 
 
 async def test_the_breaker_of_the_database_opens_and_closes(failing: Mesh) -> None:
