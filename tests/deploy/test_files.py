@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from packaging.utils import canonicalize_name
 
 from cli.cluster import secret_manifests, write_compose_secrets
@@ -42,6 +45,39 @@ def test_a_file_follows_its_schema(schema: str, file: Path) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(file)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "file", sorted((DEPLOY / "observability" / "dashboards").glob("*.json")), ids=lambda one: one.stem
+)
+def test_a_dashboard_is_one_that_grafana_knows(file: Path) -> None:
+    """Grafana's own model of a dashboard has every field of it: none is misspelt or out of place."""
+    plugins.register_default_plugins()
+    given = json.loads(file.read_text())
+    written = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+    assert list(_lost(given, written)) == []
+
+
+def _lost(given: Any, written: Any, path: str = "") -> Iterator[str]:
+    """Where a document has what another one lacks."""
+    if isinstance(given, dict) and isinstance(written, dict):
+        for name, value in given.items():
+            if name not in written:
+                yield f"{path}/{name}"
+            else:
+                yield from _lost(value, written[name], f"{path}/{name}")
+    elif isinstance(given, list) and isinstance(written, list) and len(given) == len(written):
+        for number, pair in enumerate(zip(given, written, strict=True)):
+            yield from _lost(*pair, f"{path}/{number}")
+    elif given != written:
+        yield path
+
+
+def test_a_misspelt_field_of_a_dashboard_would_be_found() -> None:
+    """The test above notices a field that Grafana does not know."""
+    given = {"title": "T", "panels": [{"type": "timeseries", "titel": "misspelt"}]}
+    written = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+    assert list(_lost(given, written)) == ["/panels/0/titel"]
 
 
 def test_the_dockerfile_has_no_faults() -> None:
