@@ -24,7 +24,7 @@ SEEING := tests/observability
 # What `make test` leaves to the other targets.
 APART := $(ELSEWHERE) $(CLUSTER) $(SEEING)
 
-.PHONY: help demo up down test test-brokers test-cluster test-observability check generate released bench recording clean
+.PHONY: help demo up down test test-brokers test-cluster test-observability soak check generate released bench recording clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,8 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/gaggle tools sentry
 	@$(BIN)/gaggle tools rabbitmq
 	@$(BIN)/gaggle tools kafka
-	@$(BIN)/python -m pytest $(ELSEWHERE)
+	@$(BIN)/gaggle tools apicurio
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ELSEWHERE)
 	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
 
 test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, without containers (Linux, root; first run: half an hour).
@@ -60,6 +61,10 @@ test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, withou
 	@$(BIN)/gaggle tools cluster >/dev/null
 	@GAGGLE_TEST_CLUSTER=private unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private \
 	  $(BIN)/python -m pytest -rP -p no:cacheprovider $(CLUSTER)
+
+soak: $(INSTALLED) ## Kill, stall and restart a mesh under load for half an hour (GAGGLE_SOAK_SECONDS, GAGGLE_SEED).
+	@$(BIN)/gaggle tools dapr
+	@GAGGLE_SOAK_SECONDS=$${GAGGLE_SOAK_SECONDS:-1800} $(BIN)/python -m pytest --capture=no tests/mesh/test_faults.py -k mixed
 
 test-observability: $(INSTALLED) ## Look at a mesh by Prometheus, Zipkin and a browser (fetches them; about four minutes).
 	@$(BIN)/gaggle tools dapr

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.xdist_group("fault
 _BACK_SECONDS = 10.0
 """On a machine that has a core for who wants one; see `_patience`."""
 
-_MIXED_SECONDS = float(os.environ.get("GAGGLE_SOAK_SECONDS", "60"))
+_MIXED_SECONDS = float(os.environ.get("GAGGLE_SOAK_SECONDS", "90"))
 _SEED = int(os.environ.get("GAGGLE_SEED", "0")) or random.randrange(1, 2**31)
 _GIVEN_UP = "App entered un-healthy status"
 _REPLICAS = ("conversation", "conversation-2")
@@ -149,6 +149,7 @@ async def test_mixed_faults(own: Mesh, user: str, tmp_path: Path) -> None:
             while time.monotonic() < end:
                 await load.more(chance.randrange(10, 60))
                 await _fault(own, load, chance, done)
+                print(f"{done[-1]}; {load.acknowledged()} acknowledged; seed {_SEED}")  # noqa: T201 - `make soak` shows it
         finally:
             (tmp_path / f"faults-{_SEED}.txt").write_text("\n".join(done))
     assert len(done) >= min(_MIXED_SECONDS / 30, 3)
