@@ -26,7 +26,7 @@ from tests.mesh.load import under_load
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Kafka's consumers may still be sharing out partitions when a mesh is ready.
-_DELIVERED_SECONDS = 60.0
+_DELIVERED_SECONDS = 120.0
 _AWAY_SECONDS = 30.0
 _BURST = 5_000
 _BURST_SECONDS = 90.0
@@ -139,7 +139,7 @@ async def test_dead_letter(own: BrokerMesh) -> None:
     async def dead() -> bool:
         return {dropped, refused} <= set(own.deliveries("dead-letter"))
 
-    await eventually(dead, within=60, what="both in the dead letters")
+    await eventually(dead, within=_DELIVERED_SECONDS, what="both in the dead letters")
     await taken(own, {behind})
     assert {dropped, refused}.isdisjoint(own.deliveries("taken"))
     assert own.deliveries(TOPIC).count(refused) > 5
@@ -162,7 +162,7 @@ async def test_poison_message(own: BrokerMesh, audit: Any, user: str) -> None:
         found = {bytes(one.payload) for one in answer.dead_letters}
         return {poison + b" %d" % number for number in range(3)} <= found
 
-    await eventually(parked, within=60, what="the poison among the dead letters")
+    await eventually(parked, within=_DELIVERED_SECONDS, what="the poison among the dead letters")
 
 
 async def test_subscriber_dies_and_restarts(own: BrokerMesh) -> None:
@@ -172,12 +172,12 @@ async def test_subscriber_dies_and_restarts(own: BrokerMesh) -> None:
     await own.publish(TOPIC, _event(deadly, "die"))
     await asyncio.gather(*(own.publish(TOPIC, _event(one), key=one, service="audit") for one in later))
     await own.back("probe", pid)
-    await taken(own, {deadly, *later}, within=60)
+    await taken(own, {deadly, *later})
 
     away = [_id() for _ in range(30)]
     own.kill("probe.daprd")
     await asyncio.gather(*(own.publish(TOPIC, _event(one), key=one, service="audit") for one in away))
-    await taken(own, set(away), within=60)
+    await taken(own, set(away))
 
 
 @each_broker
@@ -212,7 +212,7 @@ async def test_burst(own: BrokerMesh, audit: Any, user: str) -> None:
         )
         return bool(answer.total >= _BURST)
 
-    await eventually(all_of_them, within=_BURST_SECONDS, what=f"{_BURST} events logged")
+    await eventually(all_of_them, within=_BURST_SECONDS, what=f"{_BURST} events logged", every=0.5)
     print(f"{own.set}: published in {published:.1f} s, logged after {time.monotonic() - began:.1f} s")  # noqa: T201
     entries = await _entries(own, audit, user)
     assert sorted(one.event.event_id for one in entries) == sorted(f"{user}-{number}" for number in range(_BURST))
@@ -264,7 +264,7 @@ async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Pat
 
     # RabbitMQ takes back what lost consumers hold after a minute (see cli/mesh/rabbitmq.py).
     within = 300.0 if process == "rabbitmq" else _DELIVERED_SECONDS
-    await eventually(all_of_them, within=within, what=f"{_AFTERWARDS} more events logged")
+    await eventually(all_of_them, within=within, what=f"{_AFTERWARDS} more events logged", every=0.5)
 
 
 async def _tool_event(audit: Any, metadata: Any, event_id: str) -> None:
@@ -300,7 +300,7 @@ async def logged(mesh: BrokerMesh, audit: Any, user: str, count: int) -> list[ap
         entries = await _entries(mesh, audit, user)
         return entries if len(entries) >= count else []
 
-    entries = await eventually(enough, within=_DELIVERED_SECONDS, what=f"{count} events in the log")
+    entries = await eventually(enough, within=_DELIVERED_SECONDS, what=f"{count} events in the log", every=0.2)
     assert len(entries) == count
     return entries
 

@@ -47,7 +47,7 @@ async def test_queues_are_durable_and_wait_for_their_service(own: BrokerMesh) ->
             body = json.dumps(_cloud_event(one))
             await exchange.publish(aio_pika.Message(body.encode(), delivery_mode=2), routing_key="")
     await own.back("probe", dead)
-    await taken(own, set(later), within=60)
+    await taken(own, set(later), within=120)
 
 
 @only_rabbitmq
@@ -103,7 +103,7 @@ async def test_nine_megabytes(own: BrokerMesh) -> None:
     large = f"large-{id(own)}"
     async with tapped(own, TOPIC) as tap:
         await own.publish(TOPIC, json.dumps(_event(large) | {"padding": "0123456789abcdef" * (9 * 65536)}).encode())
-        await taken(own, {large}, within=60)
+        await taken(own, {large}, within=120)
         (message,) = await tap.read()
     assert len(message) > _NINE_MEGABYTES
     (told,) = [one for one in deliveries(own.deliveries_file) if (one["id"], one["topic"]) == (large, "taken")]

@@ -5,6 +5,7 @@ happened until it is told. So at the end each request was acknowledged, and what
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -35,6 +36,8 @@ _OVERDUE_SECONDS = 1.5
 # CANCELLED, though no client cancels: what grpc.aio answers to a call that it had taken in and not begun at its stop.
 _MAYBE = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 _LOGGED_SECONDS = 90.0
+# Looked at less often than other conditions: to count a long log takes its share of the machine.
+_DRAINING_SECONDS = 0.5
 _GIVE_UP_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 _THINKING_SECONDS = 0.1
@@ -166,25 +169,36 @@ class Load:
         async with self.mesh.channel("audit") as channel:
             stub: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
             for conversation_id in self.conversations:
-                wanted = (
-                    int((await self.clients[0].get(conversation_id)).etag),
-                    len(self.stored.get(conversation_id, {})),
-                )
+                revisions = int((await self.clients[0].get(conversation_id)).etag)
+                messages = len(self.stored.get(conversation_id, {}))
+                await self._drained(stub, conversation_id, revisions)
 
                 async def complete(
-                    conversation_id: str = conversation_id, wanted: tuple[int, int] = wanted
+                    conversation_id: str = conversation_id, wanted: tuple[int, int] = (revisions, messages)
                 ) -> list[Any]:
                     entries = await self._entries(stub, conversation_id)
                     # Messages of both kinds, appended at once, are told by two events of one revision.
-                    revisions, messages = {one.event.revision for one in entries}, sum(_told(entries).values())
-                    return entries if len(revisions) >= wanted[0] and messages >= wanted[1] else []
+                    found = len({one.event.revision for one in entries}), sum(_told(entries).values())
+                    return entries if found[0] >= wanted[0] and found[1] >= wanted[1] else []
 
                 entries = await eventually(
                     complete,
                     within=_LOGGED_SECONDS,
-                    what=f"{wanted[0]} revisions and {wanted[1]} messages of {conversation_id} logged",
+                    what=f"{revisions} revisions and {messages} messages of {conversation_id} logged",
                 )
-                check_told(entries, wanted[1])
+                check_told(entries, messages)
+
+    async def _drained(self, stub: Any, conversation_id: str, revisions: int) -> None:
+        """Wait until the log has as many events as revisions, for as long as more of them come."""
+        request = audit_api.CountEventsRequest(filter=audit_api.EventFilter(entity_id=conversation_id))
+        count, came = 0, time.monotonic()
+        while count < revisions:
+            assert time.monotonic() - came < _LOGGED_SECONDS, f"{count} of {revisions} events, and no more come"
+            await asyncio.sleep(_DRAINING_SECONDS)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await stub.CountEvents(request, metadata=self.mesh.metadata(self.user), timeout=10)
+                if answer.total > count:
+                    count, came = answer.total, time.monotonic()
 
     async def _entries(self, stub: Any, conversation_id: str) -> list[Any]:
         request = audit_api.ListEventsRequest(page_size=1000)
