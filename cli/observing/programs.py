@@ -19,7 +19,7 @@ from cli.mesh.process import leashed
 
 CONFIGURATION = PROJECT_ROOT / "deploy" / "observability"
 
-_START_SECONDS = 120.0
+_START_SECONDS = 240.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.1
 _ZIPKIN_MEMORY = "256m"

@@ -29,7 +29,7 @@ def build(runtime: Runtime, settings: ExtensionSettings) -> Wiring:
     store = ExtensionStore(runtime.state, runtime.outbox)
     registry = Registry(store)
     connections = Connections(store, runtime.secret, settings, process)
-    peers = Peers(process)
+    peers = Peers(process, settings.peer_credentials)
     use = Use(store, connections, peers, settings, issue)
     owner = Owner(store, registry, connections)
     erasure = Erasure(runtime.state, runtime.outbox, runtime.name, owner.empty)

@@ -41,9 +41,10 @@ class AwayError(Exception):
 class Peers:
     """The other replicas."""
 
-    def __init__(self, process: str) -> None:
-        """`process` is this one's."""
+    def __init__(self, process: str, credentials: grpc.ChannelCredentials | None) -> None:
+        """`process` is this one's; with credentials the others are called by TLS."""
         self._process = process
+        self._credentials = credentials
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def accept(self, context: Any) -> bool:
@@ -93,7 +94,11 @@ class Peers:
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+            self._channels[address] = (
+                grpc.aio.insecure_channel(address, options=options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(address, self._credentials, options=options)
+            )
         return self._channels[address]
 
 

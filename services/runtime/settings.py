@@ -4,8 +4,10 @@ One frozen class a service. Variables are prefixed GAGGLE_; those that Dapr's ow
 (APP_ID, APP_PORT, DAPR_GRPC_PORT, ...) are taken under Dapr's names.
 """
 
+from pathlib import Path
 from typing import Self
 
+import grpc
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -82,6 +84,9 @@ class ServiceSettings(BaseSettings):
     tls_key_file: str = ""
     """Its private key."""
 
+    tls_authority_file: str = ""
+    """Who signed such certificates, in PEM, for replicas that call each other; empty: the public authorities."""
+
     max_concurrent_calls: int = Field(default=1000, ge=1)
     """Unary calls at once; more are refused with RESOURCE_EXHAUSTED."""
 
@@ -117,6 +122,14 @@ class ServiceSettings(BaseSettings):
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
             raise ValueError("tls_certificate_file and tls_key_file go together")
         return self
+
+    @property
+    def peer_credentials(self) -> grpc.ChannelCredentials | None:
+        """What a replica of this service calls another one's port with; None: that has no TLS."""
+        if not self.tls_certificate_file:
+            return None
+        authority = Path(self.tls_authority_file).read_bytes() if self.tls_authority_file else None
+        return grpc.ssl_channel_credentials(authority)
 
     def sibling(self, service: str) -> str:
         """Give the app id of another service of this mesh."""

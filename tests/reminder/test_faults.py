@@ -12,7 +12,7 @@ import pytest
 from gaggle.reminder.v1 import reminder_pb2
 from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
-from tests.reminder.reminding import Reminding, ahead, at, now
+from tests.reminder.reminding import Reminding, ahead, at, moment, now
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.xdist_group("reminder-faults")]
 
@@ -142,3 +142,22 @@ async def test_task_service_away(own: Mesh, user_of_own: Reminding) -> None:
     finally:
         own.signal("task", signal.SIGCONT)
     await _each_once(user_of_own, tasks)
+
+
+async def test_reminder_service_away(own: Mesh, user_of_own: Reminding) -> None:
+    """Tasks are created, moved and completed while no reminder service answers; it catches up with all of it, once."""
+    for replica in ("reminder", "reminder-2"):
+        own.signal(replica, signal.SIGSTOP)
+    try:
+        kept = await user_of_own.task(ahead(12.0), 0.0)
+        moved = await user_of_own.task(ahead(600.0), 0.0)
+        await user_of_own.tasker("UpdateTask", task_id=moved, due={"due_time": moment(ahead(12.0))})
+        done = await user_of_own.task(ahead(12.0), 0.0)
+        await user_of_own.tasker("CompleteTask", task_id=done)
+    finally:
+        for replica in ("reminder", "reminder-2"):
+            own.signal(replica, signal.SIGCONT)
+    for task_id in (kept, moved):
+        (fired,) = await user_of_own.until(task_id, 1, _FIRED, within=_ALL_SECONDS)
+        assert len(await user_of_own.told(task_id, 1, "reminder.due", within=_ALL_SECONDS)) == 1, fired
+    assert [one for one in await user_of_own.all(done) if one.state == _FIRED] == []

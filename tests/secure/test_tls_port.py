@@ -19,11 +19,12 @@ from gaggle.audit.v1 import audit_service_pb2_grpc
 from tests.cli.command import gaggle
 from tests.conditions import eventually
 from tests.conversation.talking import Talker
+from tests.extension.asking import Asker, odd
 from tests.mesh_fixture import Mesh
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow]
 
-_SERVICES = ("conversation", "audit")
+_SERVICES = ("conversation", "audit", "extension")
 _WITHIN = 60.0
 SAMPLE = PROJECT_ROOT / "cli" / "samples" / "observatory.jsonl"
 
@@ -36,7 +37,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def encrypted(private_mesh: Callable[..., Mesh], certificates: Certificates, tmp_path_factory: Any) -> Mesh:
-    """Two services whose ports take TLS alone."""
+    """Services whose ports take TLS alone."""
     document = yaml.safe_load((PROJECT_ROOT / "dapr.yaml").read_text())
     common = document["common"]
     common |= {
@@ -53,11 +54,11 @@ def encrypted(private_mesh: Callable[..., Mesh], certificates: Certificates, tmp
         }
     file: Path = tmp_path_factory.mktemp("run") / "dapr.yaml"
     file.write_text(yaml.safe_dump(document))
-    return private_mesh(run_file=file)
+    return private_mesh(run_file=file, replicas={"extension": 2})
 
 
-def _channel(mesh: Mesh, service: str, authority: Path) -> grpc.aio.Channel:
-    port = mesh.service(service).address.rpartition(":")[2]
+def _channel(mesh: Mesh, service: str, authority: Path, replica: int = 0) -> grpc.aio.Channel:
+    port = mesh.service(service).replicas[replica].address.rpartition(":")[2]
     return grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(authority.read_bytes()))
 
 
@@ -115,6 +116,17 @@ async def test_an_address_that_is_a_url_is_called_by_tls(
         monkeypatch.setenv("GAGGLE_TLS_AUTHORITY_FILE", authority)
         result = await asyncio.to_thread(gaggle, *words, data=encrypted.data.path)
         assert result.returncode == code, result.stderr
+
+
+async def test_replicas_pass_calls_on_by_tls(encrypted: Mesh, certificates: Certificates, user: str) -> None:
+    """A call that reaches another replica than the one with the connection is passed on, by the same authority."""
+    async with (
+        _channel(encrypted, "extension", certificates.authority) as one,
+        _channel(encrypted, "extension", certificates.authority, 1) as two,
+    ):
+        first, second = (Asker(channel, encrypted.metadata(user)) for channel in (one, two))
+        await first.loaded(odd())
+        assert [await asker.text("count", name="odd") for asker in (first, second, first)] == ["1", "2", "3"]
 
 
 async def test_who_speaks_no_tls_or_knows_another_authority_is_not_served(
