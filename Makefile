@@ -17,6 +17,11 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 
 # On component sets and stores other than the default ones; `make test-brokers` runs these.
 ELSEWHERE := tests/brokers tests/stores
+# What every state store must keep, for each service that has state: on PostgreSQL by `make test`, on SQLite by
+# `make test-brokers`.
+STATE := tests/conversation tests/mesh/test_races.py tests/task tests/recurrence/test_series.py \
+  tests/recurrence/test_redelivery.py tests/reminder/test_reminders.py tests/notification/test_inbox.py \
+  tests/extension/test_registry.py tests/recipe/test_repository.py tests/agent/test_sessions.py
 # In namespaces of its own; `make test-cluster` runs it.
 CLUSTER := tests/cluster
 # With a real Prometheus, Zipkin and browser; `make test-observability` runs these.
@@ -52,7 +57,7 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/gaggle tools kafka
 	@$(BIN)/gaggle tools apicurio
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ELSEWHERE)
-	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/conversation tests/mesh/test_races.py
+	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(STATE)
 
 test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, without containers (Linux, root; first run: half an hour).
 	@[ "$$(id -u)" = 0 ] || { echo 'Namespaces take root: sudo --preserve-env=HOME,PATH make test-cluster' >&2; exit 1; }
