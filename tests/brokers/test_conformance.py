@@ -35,9 +35,6 @@ _AFTERWARDS = 300
 _SEED = random.randrange(1, 2**31)
 _MEGABYTE = 1024 * 1024
 
-# The set todo is names and topics on the very Kafka of the set kafka: what takes long is tried on that one.
-each_broker = pytest.mark.sets("local", "rabbitmq", "kafka", "kafka-cloud")
-
 
 async def test_publish_to_subscriber(own: BrokerMesh, audit: Any, user: str) -> None:
     """An append's event lies in the broker as a CloudEvent with the typed payload, and in the log."""
@@ -180,7 +177,6 @@ async def test_subscriber_dies_and_restarts(own: BrokerMesh) -> None:
     await taken(own, set(away))
 
 
-@each_broker
 async def test_log_restarts_under_load(own: BrokerMesh, user: str, tmp_path: Path) -> None:
     """While the log's service is restarted and killed appends go on; in the end each is logged once."""
     async with under_load(own, user, tmp_path, seed=_SEED) as load:
@@ -191,7 +187,6 @@ async def test_log_restarts_under_load(own: BrokerMesh, user: str, tmp_path: Pat
         await load.more(30)
 
 
-@each_broker
 @pytest.mark.timeout(_BURST_SECONDS + 120)
 async def test_burst(own: BrokerMesh, audit: Any, user: str) -> None:
     """5,000 events as fast as they are taken: each is in the log, once."""
@@ -230,7 +225,6 @@ async def test_large_append_through_the_mesh(own: BrokerMesh, audit: Any, user: 
     await logged(own, audit, user, 2)
 
 
-@each_broker
 @pytest.mark.timeout(600)
 async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Path) -> None:
     """The broker hangs for 30 seconds, then dies: appends go on, and in the end all is logged once, in order."""
