@@ -230,7 +230,7 @@ async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Pat
     """The broker hangs for 30 seconds, then dies: appends go on, and in the end all is logged once, in order."""
     process = own.description.broker
     async with tapped(own, topics.MESSAGE_SENT) as tap:
-        async with under_load(own, user, tmp_path, seed=_SEED, replicas=1) as load:
+        async with under_load(own, user, tmp_path, seed=_SEED, clients=3, replicas=1) as load:
             await load.more(30)
             hung = time.monotonic()
             pid = own.signal(process, signal.SIGSTOP)
