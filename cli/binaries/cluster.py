@@ -15,6 +15,7 @@ from cli.binaries.dapr import FLAGS as DAPR_FLAGS
 from cli.binaries.dapr import VERSION as DAPR_VERSION
 from cli.binaries.dapr import dapr_binaries
 from cli.binaries.golang import find_go
+from cli.binaries.nftables import Nftables, nftables
 from cli.errors import CommandError
 
 KUBERNETES_VERSION = "1.34.1"
@@ -27,7 +28,7 @@ _STAMP = " ".join(
 )
 _KUBERNETES = [
     Program(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", KUBERNETES_VERSION, (f"-ldflags=-s -w {_STAMP}",))
-    for name in ("kube-apiserver", "kube-controller-manager", "kubectl")
+    for name in ("kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl")
 ]
 ETCD = Program("etcd", "etcd", "go.etcd.io/etcd/server/v3", "3.6.16")
 _HELM_VERSION = "3.22.0"
@@ -44,9 +45,10 @@ _CONTROL_PLANE = [
 
 @dataclass(frozen=True)
 class ClusterBinaries:
-    """Paths, by name: those of Kubernetes, etcd, helm, and Dapr's six; and the folder of Dapr's own chart."""
+    """Paths, by name: those of Kubernetes, etcd, helm, and Dapr's six; nft; and the folder of Dapr's own chart."""
 
     programs: dict[str, Path]
+    nftables: Nftables
     dapr_chart: Path
 
 
@@ -54,15 +56,19 @@ def cluster_binaries(progress: Progress) -> ClusterBinaries:
     """All of it from the cache, else built into it (about fifteen minutes on two cores).
 
     Raises:
-        MissingTool: there is no Go.
-        CommandError: a build failed.
+        MissingTool: there is no Go, or no nft and this is no Debian.
+        CommandError: a build or a download failed.
     """
     built = [ETCD, HELM, *_KUBERNETES, *_CONTROL_PLANE]
     ensure_built(built, progress)
     dapr = dapr_binaries(progress)
     programs = {program.name: program.path for program in built}
     programs |= {"daprd": dapr.daprd, "scheduler": dapr.scheduler, "placement": dapr.placement}
-    return ClusterBinaries(programs, _module("dapr", f"github.com/dapr/dapr@v{DAPR_VERSION}") / "charts" / "dapr")
+    return ClusterBinaries(
+        programs,
+        nftables(progress),
+        _module("dapr", f"github.com/dapr/dapr@v{DAPR_VERSION}") / "charts" / "dapr",
+    )
 
 
 def _module(folder: str, module: str) -> Path:

@@ -1,5 +1,7 @@
 """The Kubernetes API, as much of it as the node needs: JSON over HTTPS with a client certificate."""
 
+import asyncio
+import contextlib
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import httpx
 
 Object = dict[str, Any]
+_PAUSES_SECONDS = (0.1, 0.5, 2.0)
 _MERGE = {"content-type": "application/merge-patch+json"}
 
 
@@ -67,6 +70,14 @@ class Api:
         await self._client.aclose()
 
     async def _ask(self, method: str, path: str, **more: Any) -> Object:
+        # A busy machine loses a connection now and then. What may have been done is not done twice.
+        for pause in () if method == "POST" else _PAUSES_SECONDS:
+            with contextlib.suppress(httpx.TransportError):
+                return await self._once(method, path, **more)
+            await asyncio.sleep(pause)
+        return await self._once(method, path, **more)
+
+    async def _once(self, method: str, path: str, **more: Any) -> Object:
         response = await self._client.request(method, path, **more)
         _raise(response)
         answer: Object = response.json()

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from tests.cluster.api import Api, Object
-from tests.cluster.network import HOST
+from tests.cluster.network import API_SERVICE, HOST
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _TOKEN_SECONDS = 7200
@@ -50,8 +50,6 @@ class Host:
 
     hosts: Path
     """The hosts file that stands for cluster DNS."""
-
-    api_port: int
 
 
 class NotYetError(Exception):
@@ -128,8 +126,8 @@ async def environment(api: Api, host: Host, pod: Object, container: Object) -> d
         "HOME": "/nonexistent",
         "LANG": "C.UTF-8",
         "HOSTNAME": pod["metadata"]["name"],
-        "KUBERNETES_SERVICE_HOST": HOST,
-        "KUBERNETES_SERVICE_PORT": str(host.api_port),
+        "KUBERNETES_SERVICE_HOST": API_SERVICE,
+        "KUBERNETES_SERVICE_PORT": "443",
         # Programs of Dapr's images do not like to be root, which all is here.
         "DAPR_UNSAFE_SKIP_CONTAINER_UID_GID_CHECK": "true",
         # Set in our image, too.

@@ -1,5 +1,6 @@
-"""The control plane: etcd, kube-apiserver, kube-controller-manager, and the node that stands for the rest."""
+"""The control plane: etcd, API server, controller manager, kube-proxy, and the node that stands for the rest."""
 
+import contextlib
 import json
 import os
 import ssl
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import yaml
 from cli.binaries.cluster import ClusterBinaries
 from cli.mesh.data import PROJECT_ROOT
 from tests.cluster.certificates import Authority, write_signing_key
-from tests.cluster.network import HOST, SERVICES, make_bridge
+from tests.cluster.network import API_SERVICE, HOST, PODS, SERVICES, make_node_network
 
-_API_PORT = 16443
+# Minikube's, whose values the chart is installed with.
+_API_PORT = 8443
+PROXY_PORT = 10256
+"""Where kube-proxy tells of its health, on the node's address."""
+
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _ADMIN = "admin"
@@ -51,7 +56,7 @@ class Cluster:
 
     def start(self) -> None:
         """Starts everything; returns when the API answers and the node is there."""
-        make_bridge()
+        make_node_network()
         self._write_certificates()
         etcd = self.folder / "etcd"
         self.spawn("etcd", [str(self.binaries.programs["etcd"]), f"--data-dir={etcd}", "--unsafe-no-fsync"])
@@ -60,12 +65,25 @@ class Cluster:
         self.spawn("kube-controller-manager", self._controller_manager())
         self._start_node()
         self.until("the node is there", lambda: self.kubectl("get", "nodes", "-o", "name") == "node/node\n")
+        self._start_proxy()
 
-    def spawn(self, name: str, command: Sequence[str], directory: Path | None = None) -> None:
+    def spawn(
+        self,
+        name: str,
+        command: Sequence[str],
+        directory: Path | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Starts a process that ends with the tests' process namespace; its output is NAME.log."""
         with (self.folder / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=directory,
+                env={**os.environ, **(environment or {})},
             )
 
     def stop(self) -> None:
@@ -73,11 +91,18 @@ class Cluster:
         for process in reversed(self._processes.values()):
             process.terminate()
         for process in self._processes.values():
-            try:
-                process.wait(timeout=_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _see_off(process)
+
+    @contextlib.contextmanager
+    def running(self, name: str, command: Sequence[str]) -> Iterator[None]:
+        """`spawn`, for as long as the block lasts."""
+        self.spawn(name, command)
+        try:
+            yield
+        finally:
+            process = self._processes.pop(name)
+            process.terminate()
+            _see_off(process)
 
     def until(self, what: str, check: Callable[[], bool], *, seconds: float = _READY_SECONDS) -> None:
         """Waits for a condition. Fails if it does not come, or if a process of the control plane has died."""
@@ -121,7 +146,7 @@ class Cluster:
         authority = Authority(self.folder)
         authority.sign(_ADMIN, organization="system:masters")
         names = ["kubernetes", "kubernetes.default.svc", "localhost"]
-        authority.sign("server", names=names, addresses=["127.0.0.1", HOST, SERVICES.replace("0/16", "1")])
+        authority.sign("server", names=names, addresses=["127.0.0.1", HOST, API_SERVICE])
         write_signing_key(self.folder / "service-accounts.key")
         cluster = {"server": self._url, "certificate-authority": str(authority.certificate)}
         files = {"client-certificate": str(self._file("admin.crt")), "client-key": str(self._file("admin.key"))}
@@ -142,7 +167,6 @@ class Cluster:
             "--bind-address=0.0.0.0",
             f"--advertise-address={HOST}",
             f"--secure-port={_API_PORT}",
-            "--endpoint-reconciler-type=none",
             f"--service-cluster-ip-range={SERVICES}",
             f"--tls-cert-file={self._file('server.crt')}",
             f"--tls-private-key-file={self._file('server.key')}",
@@ -184,23 +208,35 @@ class Cluster:
             "directory": str(PROJECT_ROOT),
             "files": str(self.folder),
             "hosts": str(self.hosts),
-            "api_port": _API_PORT,
+            "nft": str(self.binaries.nftables.program),
+            "nft_environment": self.binaries.nftables.environment,
         }
         path = self.folder / "node.json"
         path.write_text(json.dumps(configuration))
         self.spawn("node", [sys.executable, "-m", "tests.cluster.node", str(path)], PROJECT_ROOT)
 
+    def _start_proxy(self) -> None:
+        nft = self.binaries.nftables
+        command = [
+            str(self.binaries.programs["kube-proxy"]),
+            f"--kubeconfig={self._kubeconfig}",
+            "--proxy-mode=nftables",
+            f"--cluster-cidr={PODS}",
+            "--hostname-override=node",
+            f"--healthz-bind-address={HOST}:{PROXY_PORT}",
+            # These are the whole kernel's, not this network's.
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0s",
+            "--conntrack-tcp-timeout-close-wait=0s",
+        ]
+        path = f"{nft.program.parent}:{os.environ['PATH']}"
+        self.spawn("kube-proxy", command, environment={**nft.environment, "PATH": path})
+        self.until("kube-proxy is ready", lambda: _healthy(f"http://{HOST}:{PROXY_PORT}/healthz"))
+
     def _answers(self) -> bool:
         context = ssl.create_default_context(cafile=str(self._file("ca.crt")))
         context.load_cert_chain(self._file("admin.crt"), self._file("admin.key"))
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        try:
-            with opener.open(f"{self._url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return _healthy(f"{self._url}/readyz", urllib.request.HTTPSHandler(context=context))
 
     @property
     def _url(self) -> str:
@@ -208,3 +244,20 @@ class Cluster:
 
     def _file(self, name: str) -> Path:
         return self.folder / name
+
+
+def _healthy(url: str, *handlers: urllib.request.BaseHandler) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
+    try:
+        with opener.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _see_off(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

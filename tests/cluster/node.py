@@ -1,12 +1,13 @@
-"""A node for a cluster without containers: what kubelet, kube-proxy and cluster DNS do there.
+"""A node for a cluster without containers: what kubelet, cluster DNS and a network plug-in do there.
 
 - Each Pod that the controllers make gets a network namespace and an address; its containers are run as plain processes
   (see containers.py) with the environment, tokens and volumes that the Pod names, are started again when they die, and
   are probed as it says. Its status is reported, so that rollouts, Jobs and hooks proceed by what really happens.
-- Each ClusterIP is an address of this machine, whose connections are passed on to the ready endpoints of its Service.
 - Names of Services, and of Pods of StatefulSets, are lines of one hosts file.
+- NetworkPolicies are rules of the kernel's packet filter (see policies.py) before a Pod's first process runs.
 
-Not here: images, securityContext, resources, NetworkPolicies, and a scheduler's choice (there is one node).
+Services' addresses are kube-proxy's, which runs beside it. Not here: images, securityContext, resources, and a
+scheduler's choice (there is one node).
 """
 
 import argparse
@@ -14,7 +15,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -26,10 +26,12 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.binaries.nftables import Nftables
 from tests.cluster import containers
 from tests.cluster.api import Access, Api, Object
 from tests.cluster.containers import Host, NotYetError, Process
-from tests.cluster.network import HOST, PodNetworks, ip
+from tests.cluster.network import HOST, PodNetworks
+from tests.cluster.policies import Policies
 
 NODE = "node"
 _POLL_SECONDS = 0.3
@@ -141,10 +143,11 @@ class Container:
 class Pod:
     """One Pod from its creation to the end of its processes."""
 
-    def __init__(self, api: Api, host: Host, networks: PodNetworks, found: Object) -> None:
+    def __init__(self, api: Api, host: Host, networks: PodNetworks, policies: Policies, found: Object) -> None:
         self._api = api
         self._host = host
         self._networks = networks
+        self._policies = policies
         self._found = found
         self._reporting = asyncio.Lock()
         self._network = ""
@@ -167,6 +170,7 @@ class Pod:
         self._network, self.address = await self._networks.add()
         self._found["status"]["podIP"] = self.address
         await self.report()
+        await self._policies.cover(self.address)
         self._volumes = await _patiently(
             lambda: containers.prepare_volumes(self._api, self._host, self._found), self.name
         )
@@ -247,16 +251,12 @@ class Pod:
                 await self._api.merge(f"{self._path}/status", {"status": status})
 
 
-class Services:
-    """ClusterIPs and names."""
+class Names:
+    """What cluster DNS would answer, as a hosts file."""
 
     def __init__(self, api: Api, host: Host) -> None:
         self._api = api
         self._hosts = host.hosts
-        self._listening: dict[tuple[str, int], asyncio.Server] = {}
-        self._endpoints: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        self._addresses: set[str] = set()
-        self._passed: set[asyncio.Task[Any]] = set()
         self._written = ""
 
     async def update(self, pods: list[Object]) -> None:
@@ -264,28 +264,14 @@ class Services:
         services = await self._api.list("/api/v1/services")
         slices = await self._api.list("/apis/discovery.k8s.io/v1/endpointslices")
         lines = ["127.0.0.1 localhost", "::1 localhost"]
-        wanted: dict[tuple[str, int], list[tuple[str, int]]] = {}
         for service in services:
             name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-            own = [
-                one
-                for one in slices
-                if one["metadata"]["namespace"] == namespace
-                and one["metadata"].get("labels", {}).get("kubernetes.io/service-name") == name
-            ]
-            address = service["spec"].get("clusterIP", "None")
             names = f"{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}"
+            address = service["spec"].get("clusterIP", "None")
+            addresses = {address}
             if address == "None":
-                lines += [f"{one} {names}" for one in sorted({at for slice_ in own for at in _ready(slice_)})]
-                continue
-            lines.append(f"{address} {names}")
-            for port in service["spec"].get("ports", []):
-                wanted[address, port["port"]] = [
-                    (at, number)
-                    for slice_ in own
-                    for number in _numbers(slice_, port.get("name") or "")
-                    for at in _ready(slice_)
-                ]
+                addresses = {at for one in slices if _is_of(one, name, namespace) for at in _ready(one)}
+            lines += [f"{one} {names}" for one in sorted(addresses)]
         for pod in pods:
             spec, address = pod["spec"], pod.get("status", {}).get("podIP")
             if address and spec.get("subdomain"):
@@ -293,43 +279,6 @@ class Services:
                 host = spec.get("hostname", pod["metadata"]["name"])
                 lines.append(f"{address} {host}.{spec['subdomain']}.{namespace}.svc.cluster.local")
         self._write("\n".join(lines) + "\n")
-        self._endpoints = wanted
-        await self._listen()
-
-    async def _listen(self) -> None:
-        for key in self._listening.keys() - self._endpoints.keys():
-            self._listening.pop(key).close()
-        for address, port in self._endpoints.keys() - self._listening.keys():
-            if address not in self._addresses:
-                await ip("address", "add", f"{address}/32", "dev", "lo")
-                self._addresses.add(address)
-            self._listening[address, port] = await asyncio.start_server(self._passing(address, port), address, port)
-
-    def _passing(
-        self, address: str, port: int
-    ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            # The loop itself holds on to no task: an idle connection would be collected.
-            task = asyncio.current_task()
-            assert task is not None
-            self._passed.add(task)
-            task.add_done_callback(self._passed.discard)
-            endpoints = self._endpoints.get((address, port))
-            try:
-                if not endpoints:
-                    return
-                there, onward = await asyncio.open_connection(*random.choice(endpoints))
-                try:
-                    await asyncio.gather(_copy(reader, onward), _copy(there, writer))
-                finally:
-                    onward.close()
-            except OSError:
-                # The endpoint is gone: so is the caller's connection.
-                return
-            finally:
-                writer.close()
-
-        return accept
 
     def _write(self, text: str) -> None:
         # In place: the file is mounted over /etc/hosts of running containers, which see this inode alone.
@@ -343,11 +292,12 @@ class Services:
 class Node:
     """The loop that compares what shall run with what runs."""
 
-    def __init__(self, api: Api, host: Host) -> None:
+    def __init__(self, api: Api, host: Host, policies: Policies) -> None:
         self._api = api
         self._host = host
         self._networks = PodNetworks()
-        self._services = Services(api, host)
+        self._policies = policies
+        self._names = Names(api, host)
         self._running: dict[str, tuple[Pod, asyncio.Task[None]]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
 
@@ -357,7 +307,8 @@ class Node:
             try:
                 pods = await self._api.list("/api/v1/pods")
                 self._take(pods)
-                await self._services.update(pods)
+                await self._policies.update(pods)
+                await self._names.update(pods)
             except (httpx.HTTPError, OSError, RuntimeError):
                 _log.exception("a round failed")
             await asyncio.sleep(_POLL_SECONDS)
@@ -370,7 +321,7 @@ class Node:
                     grace = found["metadata"].get("deletionGracePeriodSeconds") or 0
                     self._ending[uid] = _spawn(self._end(uid, found, grace))
             elif uid not in self._running and found.get("status", {}).get("phase", "Pending") == "Pending":
-                pod = Pod(self._api, self._host, self._networks, found)
+                pod = Pod(self._api, self._host, self._networks, self._policies, found)
                 self._running[uid] = (pod, _spawn(pod.run()))
 
     async def _end(self, uid: str, found: Object, grace_seconds: int) -> None:
@@ -399,7 +350,7 @@ async def _patiently(get: Callable[[], Awaitable[Any]], name: str) -> Any:
     while True:
         try:
             return await get()
-        except NotYetError as error:
+        except (NotYetError, httpx.TransportError) as error:
             if str(error) != said:
                 _log.info("%s waits for %s", name, error)
                 said = str(error)
@@ -417,8 +368,10 @@ async def _succeeds(probe: Object, container: Object, address: str) -> bool:
                 return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         port = _port((probe.get("httpGet") or probe["tcpSocket"])["port"], container)
         if "httpGet" in probe:
-            async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
-                answer = await client.get(f"http://{address}:{port}{probe['httpGet'].get('path', '/')}")
+            scheme = probe["httpGet"].get("scheme", "HTTP").lower()
+            # As a kubelet; and reading the system's authorities takes longer than all the rest of a probe.
+            async with httpx.AsyncClient(timeout=seconds, trust_env=False, verify=False) as client:  # noqa: S501
+                answer = await client.get(f"{scheme}://{address}:{port}{probe['httpGet'].get('path', '/')}")
                 return 200 <= answer.status_code < 400
         async with asyncio.timeout(seconds):
             _, writer = await asyncio.open_connection(address, port)
@@ -434,24 +387,15 @@ def _port(port: int | str, container: Object) -> int:
     return next(int(one["containerPort"]) for one in container["ports"] if one.get("name") == port)
 
 
+def _is_of(endpoint_slice: Object, name: str, namespace: str) -> bool:
+    meta = endpoint_slice["metadata"]
+    labels = meta.get("labels", {})
+    return bool(meta["namespace"] == namespace and labels.get("kubernetes.io/service-name") == name)
+
+
 def _ready(endpoint_slice: Object) -> list[str]:
     endpoints = endpoint_slice.get("endpoints") or []
     return [at for one in endpoints if one["conditions"].get("ready", True) for at in one["addresses"]]
-
-
-def _numbers(endpoint_slice: Object, name: str) -> list[int]:
-    return [one["port"] for one in endpoint_slice.get("ports") or [] if (one.get("name") or "") == name]
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
-    except OSError:
-        writer.close()
 
 
 def _now() -> str:
@@ -466,12 +410,13 @@ async def _main(configuration: Object) -> None:
         directory=Path(configuration["directory"]),
         files=Path(configuration["files"]),
         hosts=Path(configuration["hosts"]),
-        api_port=configuration["api_port"],
     )
     api = Api(access)
     meta = {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}}
-    await api.post("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": meta})
-    await Node(api, host).run()
+    status = {"addresses": [{"type": "InternalIP", "address": HOST}]}
+    await api.post("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": meta, "status": status})
+    policies = Policies(api, Nftables(Path(configuration["nft"]), configuration["nft_environment"]))
+    await Node(api, host, policies).run()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from cli.mesh.postgres import ROLE, create_role_and_database, postgres_command
 from cli.mesh.process import leashed
 from cli.mesh.wheels import wheel_folder
 from tests.cluster.control import Cluster
-from tests.cluster.network import HOST
+from tests.cluster.network import HOST, PODS
 
-_PODS = "10.244.0.0/16"
+# Where the chart's policies let Pods out to.
+_KAFKA_PORT = 9092
 T = TypeVar("T")
 
 
@@ -32,7 +33,7 @@ def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
     command = postgres_command(data)
     asyncio.run(_done(command.prepare))
     with (data.postgres / "pg_hba.conf").open("a") as rules:
-        rules.write(f"host all all {_PODS} scram-sha-256\n")
+        rules.write(f"host all all {PODS} scram-sha-256\n")
     started = leashed(
         [*command.arguments, "-c", f"listen_addresses={HOST}"], orphan_signal=command.orphan_signal, user=command.user
     )
@@ -51,7 +52,7 @@ def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
 
 
 def _start_kafka(cluster: Cluster, data: DataDirectory) -> str:
-    ports = Ports()
+    ports = Ports(_KAFKA_PORT - Ports(0).broker)
     command = kafka_command(kafka(lambda _what, _packages: None), data, ports, None, host=HOST)
     asyncio.run(_done(command.prepare))
     cluster.spawn("kafka", command.arguments, data.kafka)

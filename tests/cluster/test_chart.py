@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from cli.binaries.cluster import HELM, KUBERNETES_VERSION
 from cli.mesh.data import PROJECT_ROOT
 from cli.mesh.runfile import RunFile
 from tests.cluster.conftest import CHART
+from tests.cluster.policies import World, isolations, passes
 
 _VALUES = {
     "default": [],
@@ -173,6 +175,24 @@ def test_clients_are_let_in_by_name() -> None:
     assert (policy["namespace"], policy["defaultAction"]) == ("shop", "deny")
     assert [one["name"] for one in policy["operations"]] == ["/gaggle.conversation.v1.ConversationService/*"]
     assert not any(policies.values())
+
+
+def test_production_may_send_its_traces() -> None:
+    """The policies of production let its Pods reach the collector that its settings name, and nobody else there."""
+    rendered = _rendered(_VALUES["production"])
+    (settings,) = (one["data"] for one in rendered if one["kind"] == "ConfigMap")
+    collector = urlsplit(settings["GAGGLE_OTLP_ENDPOINT"])
+    namespace = str(collector.hostname).split(".")[1]
+    (task,) = (one for one in rendered if one["kind"] == "Deployment" and one["metadata"]["name"] == "gaggle-task")
+    ours = {**task["spec"]["template"], "status": {"podIP": "10.0.0.1"}}
+    ours["metadata"]["namespace"] = "mesh"
+    theirs = {"metadata": {"namespace": namespace}, "spec": {"containers": []}, "status": {"podIP": "10.0.1.1"}}
+    labels = {"name": namespace, "labels": {"kubernetes.io/metadata.name": namespace}}
+    policies = [one for one in rendered if one["kind"] == "NetworkPolicy"]
+    isolated = isolations(policies, World.of([ours, theirs], [{"metadata": labels}]))
+    assert collector.port is not None
+    assert passes(isolated, "10.0.0.1", "10.0.1.1", collector.port)
+    assert not passes(isolated, "10.0.0.1", "10.0.1.1", collector.port + 1)
 
 
 def test_the_chart_packs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Gaggle by its own chart on a real Kubernetes and Dapr control plane; the tests are one story, in their order."""
 
+import json
 import socket
 import ssl
 import threading
@@ -23,8 +24,11 @@ from gaggle.recipe.v1 import (
     recipe_service_pb2_grpc,
 )
 from gaggle.task.v1 import task_service_pb2, task_service_pb2_grpc
-from tests.cluster.calls import NAMESPACE, RELEASE, eventually, running_pods
+from tests.cluster.calls import NAMESPACE, PORT, RELEASE, eventually, running_pods
 from tests.cluster.conftest import CHART, SERVICES, Installed
+from tests.cluster.control import PROXY_PORT
+from tests.cluster.network import API_SERVICE, HOST
+from tests.cluster.reach import OUTSIDE_PORT, PRIVATE, PUBLIC, hosts_outside, pod_elsewhere, policies_of, reached
 from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
@@ -242,7 +246,7 @@ def test_secrets_are_kubernetes_own_and_scoped(mesh: Installed) -> None:
 
 
 def test_policies_of_the_network_select_our_pods(mesh: Installed) -> None:
-    """Every Pod of the release is under default deny. That a network enforces it cannot be tried here."""
+    """Every Pod of the release is under default deny, in both directions."""
     policies = {one["metadata"]["name"]: one["spec"] for one in mesh.cluster.objects("networkpolicies", NAMESPACE)}
     deny = policies[f"{RELEASE}-default-deny"]
     assert deny["policyTypes"] == ["Ingress", "Egress"]
@@ -251,6 +255,61 @@ def test_policies_of_the_network_select_our_pods(mesh: Installed) -> None:
     for service in SERVICES:
         (pod,) = running_pods(mesh.cluster, service)
         assert labels.items() <= pod["metadata"]["labels"].items()
+
+
+def test_strangers_reach_no_port_of_the_mesh(mesh: Installed) -> None:
+    """A Pod of another namespace has no connection to service, sidecar or metrics, by Service or by address.
+
+    Named in the values, it has one to what it is named for, and loses it with its name.
+    """
+    (task,) = running_pods(mesh.cluster, "task")
+    by_service = (_cluster_ip(mesh, f"{RELEASE}-task"), PORT)
+    service, sidecar, metrics, sidecar_metrics = ((task["status"]["podIP"], one) for one in (PORT, 50002, 9464, 9090))
+    everything = {by_service, service, sidecar, metrics, sidecar_metrics}
+    web = {"appId": "web", "namespace": "elsewhere", "may": {"task": ["/gaggle.task.v1.TaskService/*"]}}
+    named = [f"--set-json=networkPolicy.clients=[{json.dumps(_of_namespace('elsewhere'))}]"]
+    named.append(f"--set-json=clients=[{json.dumps(web)}]")
+    with pod_elsewhere(mesh.cluster, "elsewhere", {"dapr.io/app-id": "web"}) as stranger:
+        assert reached(stranger, everything) == set()
+        with policies_of(mesh.cluster, str(CHART), _VALUES, *named):
+            wanted = {by_service, service, sidecar}
+            eventually("it is let in", lambda: reached(stranger, everything) == wanted)
+            # The mesh's own are still let in beside it.
+            assert reached(running_pods(mesh.cluster, "extension")[0], everything) == wanted
+        eventually("it is kept out again", lambda: not reached(stranger, everything))
+    # The injector's label is what such a client is known by.
+    assert task["metadata"]["labels"]["dapr.io/app-id"] == "task"
+
+
+def test_monitoring_reaches_metrics_alone(mesh: Installed) -> None:
+    """Whoever scrapes has the metrics of service and sidecar, and no other port."""
+    (task,) = running_pods(mesh.cluster, "task")
+    service, sidecar, metrics, sidecar_metrics = ((task["status"]["podIP"], one) for one in (PORT, 50002, 9464, 9090))
+    with pod_elsewhere(mesh.cluster, "monitoring") as scraper:
+        assert reached(scraper, {service, sidecar, metrics, sidecar_metrics}) == {metrics, sidecar_metrics}
+
+
+def test_a_pod_of_the_mesh_reaches_what_it_needs(mesh: Installed) -> None:
+    """Out of a Pod there is a way to other sidecars, the stores and the API, and to no other port or host.
+
+    Services that call the internet have that, too, but no private address. What values add is open to all.
+    """
+    (task,), (notification,) = (running_pods(mesh.cluster, one) for one in ("task", "notification"))
+    there = running_pods(mesh.cluster, "audit")[0]["status"]["podIP"]
+    needed = {(there, 50002), (HOST, 5432), (HOST, 9092), (API_SERVICE, 443)}
+    public, private = (PUBLIC, OUTSIDE_PORT), (PRIVATE, OUTSIDE_PORT)
+    # The node's kube-proxy listens there.
+    others = {(there, 9464), (there, 9090), (HOST, PROXY_PORT), public, private}
+    collector = {"to": [{"ipBlock": {"cidr": f"{PRIVATE}/32"}}], "ports": [{"port": OUTSIDE_PORT}]}
+    with hosts_outside(mesh.cluster), pod_elsewhere(mesh.cluster, "elsewhere") as free:
+        # What no policy selects reaches them: they listen, and there is a way.
+        assert reached(free, {(HOST, PROXY_PORT), public, private}) == {(HOST, PROXY_PORT), public, private}
+        assert reached(task, needed | others) == needed
+        assert reached(notification, needed | others) == needed | {public}
+        added = f"--set-json=networkPolicy.egress=[{json.dumps(collector)}]"
+        with policies_of(mesh.cluster, str(CHART), _VALUES, added):
+            eventually("it is let out", lambda: reached(task, needed | others) == needed | {private})
+        eventually("it is kept in again", lambda: reached(task, needed | others) == needed)
 
 
 def test_helm_test_asks_every_service(mesh: Installed) -> None:
@@ -384,6 +443,15 @@ def _texts(mesh: Installed, user: str, conversation: str) -> list[str]:
         if not answer.next_page_token:
             return texts
         request.page_token = answer.next_page_token
+
+
+def _of_namespace(name: str) -> dict[str, Any]:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def _cluster_ip(mesh: Installed, service: str) -> str:
+    (found,) = (one for one in mesh.cluster.objects("services", NAMESPACE) if one["metadata"]["name"] == service)
+    return str(found["spec"]["clusterIP"])
 
 
 def _settings(mesh: Installed) -> str:
