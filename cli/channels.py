@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import grpc
-import grpc.aio
+from typing import TYPE_CHECKING, Any
 
 from cli.errors import CommandError
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 AUTHORITY = "GAGGLE_TLS_AUTHORITY_FILE"
 """Names the file (PEM) of who signed the certificates, where that is none of the public authorities."""
@@ -18,7 +18,7 @@ _TLS = "https://"
 
 def open_channel(
     address: str, *, authority: Path | None = None, options: Sequence[tuple[str, Any]] = ()
-) -> grpc.aio.Channel:
+) -> "grpc.aio.Channel":
     """A channel to HOST:PORT, or by TLS to https://HOST:PORT; the caller closes it.
 
     A URL may be reached by the proxy that the environment names; what has no TLS is never handed to one.
@@ -32,6 +32,9 @@ def open_channel(
     Raises:
         CommandError: the authority's file cannot be read.
     """
+    # Half a second, which only commands that call something pay.
+    import grpc.aio
+
     direct = (("grpc.enable_http_proxy", 0), *options)
     target = address.removeprefix(_TLS).rstrip("/")
     is_url = address.startswith(_TLS)

@@ -8,15 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc.aio
 import typer
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.channels import open_channel
 from cli.errors import CommandError
 from cli.mesh.data import PROJECT_ROOT, DataDirectory, write_private
-from cli.mesh.keys import ISSUER_KEY_ID, ensure_keys, jwks, private_jwk
 from cli.mesh.runfile import RunFile
 from cli.mesh.secrets import GOOSE_SCHEMA, secret_name
 
@@ -102,6 +99,8 @@ def write_compose_secrets(folder: Path, services: Iterable[str]) -> None:
 
 def secret_manifests(directory: DataDirectory, services: Iterable[str]) -> list[dict[str, Any]]:
     """The Secrets: token-jwks, issuer-key, and of each service service-key-S, app-token-S and dapr-token-S."""
+    from cli.mesh.keys import ISSUER_KEY_ID, ensure_keys, jwks, private_jwk
+
     services = list(services)
     directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.keys.mkdir(mode=0o700, exist_ok=True)
@@ -139,6 +138,9 @@ def _kept(path: Path) -> str:
 
 
 async def _health(address: str, *, timeout_seconds: float) -> str:
+    import grpc.aio
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
     async with open_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=_READY)

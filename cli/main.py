@@ -8,8 +8,9 @@ import sys
 
 import typer
 
-from cli import audit, cluster, database, mesh_commands, token_command, tools
+from cli import cluster, database, mesh_commands, token_command, tools
 from cli.agent import commands as agent_commands
+from cli.audit.commands import app as audit_app
 from cli.conversations.commands import app as conversations_app
 from cli.dashboard import command as dashboard_command
 from cli.demo import command as demo_command
@@ -42,7 +43,7 @@ app = typer.Typer(
 mesh_commands.register(app)
 token_command.register(app)
 app.add_typer(database.app, name="db")
-app.add_typer(audit.app, name="audit")
+app.add_typer(audit_app, name="audit")
 app.add_typer(cluster.app, name="cluster")
 tools.register(app)
 app.add_typer(conversations_app, name="conversations")

@@ -22,6 +22,7 @@ from gaggle.extension.v1 import extension_pb2, extension_service_pb2, extension_
 from gaggle.recipe.v1 import recipe_service_pb2, recipe_service_pb2_grpc
 from services.runtime.dapr import dapr_pb2_grpc, pubsub_pb2
 from tests.audit.database import Database
+from tests.cli.command import gaggle
 from tests.conditions import eventually
 from tests.mesh_fixture import Mesh
 
@@ -432,3 +433,21 @@ async def test_the_queries_of_the_documentation_run(
     by_type = {(row[0], row[1]): row[2] for row in readmodel.run(queries[0])}
     assert by_type["goose.conversation.created", "conversation"] >= 1
     assert by_type["goose.agent.message.received", "conversation"] >= 1
+
+
+async def test_the_command_line_shows_the_log_and_rebuilds(mesh: Mesh, conversation: Any, user: str) -> None:
+    """`gaggle audit` prints a user's newest entries as JSON, the oldest first, and makes the user's rows again."""
+    conversation_id = await _talk(conversation, mesh, user, "on the command line")
+
+    async def shown() -> list[Any]:
+        result = await asyncio.to_thread(gaggle, "audit", "events", "--user", user, "--last", "5", data=mesh.data.path)
+        assert result.returncode == 0, result.stderr
+        entries = [json.loads(line)["event"] for line in result.stdout.splitlines()]
+        return entries if len(entries) == 2 else []
+
+    entries = await eventually(shown, within=_WITHIN, what="both events on the command line")
+    assert [one["eventType"] for one in entries] == ["goose.conversation.created", "goose.agent.message.received"]
+    assert {one["entityId"] for one in entries} == {conversation_id}
+    result = await asyncio.to_thread(gaggle, "audit", "rebuild", "--user", user, data=mesh.data.path)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert "1 users, 1 conversations, 1 messages" in " ".join(result.stderr.split())

@@ -1,0 +1,1 @@
+"""`gaggle audit`: the log, and the read model made again."""
