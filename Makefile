@@ -59,7 +59,7 @@ test-brokers: $(INSTALLED) ## Run the conformance tests on every broker and stor
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ELSEWHERE)
 	@GAGGLE_TEST_STORE=sqlite $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(STATE)
 
-test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, without containers (Linux, root; first run: half an hour).
+test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, without containers (Linux, root; first run: three quarters of an hour).
 	@[ "$$(id -u)" = 0 ] || { echo 'Namespaces take root: sudo --preserve-env=HOME,PATH make test-cluster' >&2; exit 1; }
 	@$(BIN)/gaggle tools dapr >/dev/null
 	@$(BIN)/gaggle tools kafka >/dev/null

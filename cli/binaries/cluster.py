@@ -1,4 +1,4 @@
-"""A Kubernetes control plane, Helm, and Dapr's control plane: what `make test-cluster` runs, built from Go modules.
+"""A Kubernetes control plane, Helm, Dapr's control plane and KEDA: what `make test-cluster` runs, from Go modules.
 
 There is no kubelet among them and no container: tests/cluster/node.py stands for both.
 """
@@ -37,6 +37,15 @@ _HELM_STAMP = (
     f"-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={_MINOR}"
 )
 HELM = Program("helm", "helm", "helm.sh/helm/v3/cmd/helm", _HELM_VERSION, (f"-ldflags=-s -w {_HELM_STAMP}",))
+# By the names that its images have for them.
+_KEDA_VERSION = "2.21.0"
+_KEDA_STAMP = f"-X github.com/kedacore/keda/v2/version.Version={_KEDA_VERSION}"
+KEDA = [
+    Program(
+        name, "keda", f"github.com/kedacore/keda/v2/cmd/{package}", _KEDA_VERSION, (f"-ldflags=-s -w {_KEDA_STAMP}",)
+    )
+    for name, package in (("keda", "operator"), ("keda-adapter", "adapter"), ("keda-admission-webhooks", "webhooks"))
+]
 _CONTROL_PLANE = [
     Program(name, "dapr", f"github.com/dapr/dapr/cmd/{name}", DAPR_BUILD, DAPR_FLAGS)
     for name in ("sentry", "operator", "injector")
@@ -45,21 +54,27 @@ _CONTROL_PLANE = [
 
 @dataclass(frozen=True)
 class ClusterBinaries:
-    """Paths, by name: those of Kubernetes, etcd, helm, and Dapr's six; nft; and the folder of Dapr's own chart."""
+    """Paths, by name: those of Kubernetes, etcd, helm, Dapr's six and KEDA's three; nft; and what installs those two.
+
+    Attributes:
+        dapr_chart: the folder of Dapr's own chart.
+        keda_manifests: the folder of KEDA's own manifests, a kustomization.
+    """
 
     programs: dict[str, Path]
     nftables: Nftables
     dapr_chart: Path
+    keda_manifests: Path
 
 
 def cluster_binaries(progress: Progress) -> ClusterBinaries:
-    """All of it from the cache, else built into it (about fifteen minutes on two cores).
+    """All of it from the cache, else built into it (about twenty-five minutes on two cores).
 
     Raises:
         MissingTool: there is no Go, or no nft and this is no Debian.
         CommandError: a build or a download failed.
     """
-    built = [ETCD, HELM, *_KUBERNETES, *_CONTROL_PLANE]
+    built = [ETCD, HELM, *_KUBERNETES, *_CONTROL_PLANE, *KEDA]
     ensure_built(built, progress)
     dapr = dapr_binaries(progress)
     programs = {program.name: program.path for program in built}
@@ -68,6 +83,7 @@ def cluster_binaries(progress: Progress) -> ClusterBinaries:
         programs,
         nftables(progress),
         _module("dapr", f"github.com/dapr/dapr@v{DAPR_VERSION}") / "charts" / "dapr",
+        _module("keda", f"github.com/kedacore/keda/v2@v{_KEDA_VERSION}") / "config" / "default",
     )
 
 

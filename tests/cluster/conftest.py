@@ -1,4 +1,4 @@
-"""One cluster for the run: control plane, Dapr by its own chart, stores, and Gaggle by ours."""
+"""One cluster for the run: control plane, Dapr by its own chart, KEDA, stores, and Gaggle by ours."""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from cli.mesh.data import PROJECT_ROOT, DataDirectory
 from cli.mesh.runfile import RunFile
 from tests.cluster.calls import NAMESPACE, Calls
 from tests.cluster.control import Cluster
+from tests.cluster.keda import install_keda
 from tests.cluster.stores import start_stores
 
 CHART = PROJECT_ROOT / "deploy" / "helm" / "gaggle"
@@ -23,7 +24,7 @@ SERVICES = tuple(sorted(app.service for app in RunFile.load(PROJECT_ROOT / "dapr
 
 @dataclass(frozen=True)
 class Installed:
-    """The cluster with Dapr in it, the stores' secrets and the mesh's keys; Gaggle is the tests' to install."""
+    """The cluster with Dapr and KEDA, the stores' secrets and the mesh's keys; Gaggle is the tests' to install."""
 
     cluster: Cluster
     calls: Calls
@@ -45,6 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
 
 def _install(cluster: Cluster, folder: Path) -> Installed:
     _install_dapr(cluster)
+    install_keda(cluster)
     database, brokers = start_stores(cluster, folder / "stores")
     keys = DataDirectory.at(folder / "keys")
     cluster.kubectl("create", "namespace", NAMESPACE)

@@ -85,8 +85,13 @@ async def _fill(api: Api, pod: Object, folder: Path, source: Object) -> None:
         asked = source["serviceAccountToken"]
         (folder / asked["path"]).write_text(await _token(api, pod, asked.get("audience")))
     elif "secret" in source:
-        values = await _secret(api, pod, source["secret"].get("secretName") or source["secret"]["name"])
-        _write(folder, values, source["secret"].get("items"))
+        try:
+            values = await _secret(api, pod, source["secret"].get("secretName") or source["secret"]["name"])
+        except NotYetError:
+            if not source["secret"].get("optional"):
+                raise
+        else:
+            _write(folder, values, source["secret"].get("items"))
     elif "configMap" in source:
         values = await _config_map(api, pod, source["configMap"]["name"])
         _write(folder, values, source["configMap"].get("items"))

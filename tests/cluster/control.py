@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cli.binaries.cluster import ClusterBinaries
+from cli.binaries.cluster import KEDA, ClusterBinaries
 from cli.mesh.data import PROJECT_ROOT
 from tests.cluster.certificates import Authority, write_signing_key
 from tests.cluster.network import API_SERVICE, HOST, PODS, SERVICES, make_node_network
@@ -27,6 +27,8 @@ PROXY_PORT = 10256
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _ADMIN = "admin"
+# The API server, where it passes calls on to another: KEDA's metrics server.
+_FRONT_PROXY = "front-proxy"
 _CONTROLLERS = (
     "clusterrole-aggregation-controller",
     "deployment-controller",
@@ -34,6 +36,7 @@ _CONTROLLERS = (
     "endpoints-controller",
     "endpointslice-controller",
     "garbage-collector-controller",
+    "horizontal-pod-autoscaler-controller",
     "job-controller",
     "namespace-controller",
     "replicaset-controller",
@@ -145,6 +148,7 @@ class Cluster:
     def _write_certificates(self) -> None:
         authority = Authority(self.folder)
         authority.sign(_ADMIN, organization="system:masters")
+        authority.sign(_FRONT_PROXY)
         names = ["kubernetes", "kubernetes.default.svc", "localhost"]
         authority.sign("server", names=names, addresses=["127.0.0.1", HOST, API_SERVICE])
         write_signing_key(self.folder / "service-accounts.key")
@@ -176,6 +180,13 @@ class Cluster:
             f"--service-account-signing-key-file={self._file('service-accounts.key')}",
             "--authorization-mode=Node,RBAC",
             "--anonymous-auth=false",
+            f"--proxy-client-cert-file={self._file(f'{_FRONT_PROXY}.crt')}",
+            f"--proxy-client-key-file={self._file(f'{_FRONT_PROXY}.key')}",
+            f"--requestheader-client-ca-file={self._file('ca.crt')}",
+            f"--requestheader-allowed-names={_FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             "--allow-privileged=true",
         ]
 
@@ -190,6 +201,7 @@ class Cluster:
             "--leader-elect=false",
             "--secure-port=0",
             f"--controllers={','.join(_CONTROLLERS)}",
+            "--horizontal-pod-autoscaler-sync-period=1s",
         ]
 
     def _start_node(self) -> None:
@@ -197,13 +209,13 @@ class Cluster:
         # The tests' own look-ups, too.
         subprocess.run(["/usr/bin/mount", "--bind", str(self.hosts), "/etc/hosts"], check=True)
         programs = self.binaries.programs
-        dapr = ("daprd", "sentry", "operator", "injector", "placement", "scheduler")
+        images = ["daprd", "sentry", "operator", "injector", "placement", "scheduler", *(one.name for one in KEDA)]
         configuration = {
             "url": self._url,
             "authority": str(self._file("ca.crt")),
             "certificate": str(self._file("admin.crt")),
             "key": str(self._file("admin.key")),
-            "programs": {f"/{name}": str(programs[name]) for name in dapr},
+            "programs": {f"/{name}": str(programs[name]) for name in images},
             "path": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "directory": str(PROJECT_ROOT),
             "files": str(self.folder),

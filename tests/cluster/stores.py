@@ -18,7 +18,7 @@ from tests.cluster.control import Cluster
 from tests.cluster.network import HOST, PODS
 
 # Where the chart's policies let Pods out to.
-_KAFKA_PORT = 9092
+KAFKA_PORT = 9092
 T = TypeVar("T")
 
 
@@ -52,7 +52,7 @@ def _start_postgres(cluster: Cluster, data: DataDirectory) -> str:
 
 
 def _start_kafka(cluster: Cluster, data: DataDirectory) -> str:
-    ports = Ports(_KAFKA_PORT - Ports(0).broker)
+    ports = Ports(KAFKA_PORT - Ports(0).broker)
     command = kafka_command(kafka(lambda _what, _packages: None), data, ports, None, host=HOST)
     asyncio.run(_done(command.prepare))
     cluster.spawn("kafka", command.arguments, data.kafka)

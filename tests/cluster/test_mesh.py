@@ -1,15 +1,18 @@
 """Gaggle by its own chart on a real Kubernetes and Dapr control plane; the tests are one story, in their order."""
 
+import contextlib
 import json
 import socket
 import ssl
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Self
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 
 from cli.binaries.cluster import KUBERNETES_VERSION
@@ -29,12 +32,15 @@ from tests.cluster.conftest import CHART, SERVICES, Installed
 from tests.cluster.control import PROXY_PORT
 from tests.cluster.network import API_SERVICE, HOST
 from tests.cluster.reach import OUTSIDE_PORT, PRIVATE, PUBLIC, hosts_outside, pod_elsewhere, policies_of, reached
+from tests.cluster.stores import KAFKA_PORT
 from tests.conversation.talking import text_message
 
 pytestmark = pytest.mark.timeout(1200)
 
 _VALUES = ("-f", str(CHART / "values-local.yaml"))
 _REMINDER_SECONDS = 15
+_WAITING = 40
+_WAITING_EACH = 5
 _APP_ID = "conversation"
 _STUBS = conversation_service_pb2_grpc.ConversationServiceStub
 _READ = "/gaggle.conversation.v1.ConversationService/GetConversation"
@@ -319,14 +325,12 @@ def test_helm_test_asks_every_service(mesh: Installed) -> None:
 
 
 def test_production_is_understood_by_the_api(mesh: Installed) -> None:
-    """The API server takes every object of the production values, whose KEDA is not here, and of those with HPAs."""
+    """The API server takes every object of the production values, with KEDA's and with HPAs, unknown fields refused."""
     for mode in ("keda", "hpa"):
         arguments = ("template", "prod", str(CHART), "-n", NAMESPACE, "-f", str(CHART / "values-production.yaml"))
         rendered = mesh.cluster.helm(
             *arguments, f"--kube-version={KUBERNETES_VERSION}", f"--set=autoscaling.mode={mode}"
         )
-        documents = [one for one in rendered.split("\n---\n") if "apiVersion: keda.sh" not in one]
-        assert len(documents) > len(SERVICES)
         said = mesh.cluster.kubectl(
             "apply",
             "-n",
@@ -335,10 +339,40 @@ def test_production_is_understood_by_the_api(mesh: Installed) -> None:
             "--validate=strict",
             "-f",
             "-",
-            stdin="\n---\n".join(documents),
+            stdin=rendered,
         )
-        for taken in ("configuration.dapr.io/gaggle-recipe", "poddisruptionbudget.policy/prod-audit"):
-            assert taken in said
+        taken = ["configuration.dapr.io/gaggle-recipe", "poddisruptionbudget.policy/prod-audit"]
+        if mode == "keda":
+            taken += ["scaledobject.keda.sh/prod-audit", "triggerauthentication.keda.sh/prod-kafka"]
+        for one in taken:
+            assert one in said
+
+
+def test_lag_brings_replicas(mesh: Installed) -> None:
+    """Events that wait for audit on Kafka bring it more replicas, by KEDA and the chart's own ScaledObject.
+
+    audit is away meanwhile, so that the lag is what was published; all of it is logged once the replicas are there.
+    """
+    user, conversation = _user(), f"c-{uuid.uuid4().hex[:8]}"
+    _converse(mesh, user, conversation, "before")
+    deployment = ("deployment", f"{RELEASE}-audit", "-n", NAMESPACE)
+    mesh.cluster.kubectl("scale", *deployment, "--replicas=0")
+    # A Pod that is being ended still takes events.
+    audit = ("pods", NAMESPACE, "app.kubernetes.io/name=audit")
+    eventually("audit is away", lambda: not mesh.cluster.objects(*audit))
+    for number in range(_WAITING):
+        request = _append(conversation, f"waiting {number}")
+        mesh.calls.service("conversation", _STUBS, "AppendMessages", request, user)
+    with _scaled_by_lag(mesh, "audit", most=3):
+        eventually("what waits is seen", lambda: (_lag(mesh, "audit") or 0) >= _WAITING)
+        eventually("there are as many as may be", lambda: len(running_pods(mesh.cluster, "audit")) == 3)
+        mesh.cluster.kubectl("rollout", "status", *deployment, "--timeout=2m")
+        eventually("nothing waits", lambda: _lag(mesh, "audit") == 0)
+    logged = audit_service_pb2.ListEventsRequest(
+        filter=audit_service_pb2.EventFilter(entity_id=conversation), page_size=200
+    )
+    answer = mesh.calls.service("audit", audit_service_pb2_grpc.AuditServiceStub, "ListEvents", logged, user)
+    assert len(answer.entries) > _WAITING
 
 
 def test_an_upgrade_loses_nothing(mesh: Installed) -> None:
@@ -452,6 +486,44 @@ def _of_namespace(name: str) -> dict[str, Any]:
 def _cluster_ip(mesh: Installed, service: str) -> str:
     (found,) = (one for one in mesh.cluster.objects("services", NAMESPACE) if one["metadata"]["name"] == service)
     return str(found["spec"]["clusterIP"])
+
+
+@contextlib.contextmanager
+def _scaled_by_lag(mesh: Installed, service: str, *, most: int) -> Iterator[None]:
+    """A service is scaled by the ScaledObject that the chart renders for it; it has one replica afterwards."""
+    values = ["--set=autoscaling.mode=keda", f"--set=autoscaling.kafka.bootstrapServers={HOST}:{KAFKA_PORT}"]
+    values += [f"--set-string=autoscaling.kafka.lagThreshold={_WAITING_EACH}"]
+    values += [f"--set=services.{service}.autoscaling.minReplicas=1"]
+    values += [f"--set=services.{service}.autoscaling.maxReplicas={most}"]
+    only = ("--show-only", "templates/services.yaml")
+    rendered = mesh.cluster.helm("template", RELEASE, str(CHART), "-n", NAMESPACE, *_VALUES, *values, *only)
+    name = f"{RELEASE}-{service}"
+    (scaled,) = (
+        one
+        for one in yaml.safe_load_all(rendered)
+        if one and (one["kind"], one["metadata"]["name"]) == ("ScaledObject", name)
+    )
+    mesh.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(scaled))
+    try:
+        yield
+    finally:
+        mesh.cluster.kubectl("delete", "scaledobject", name, "-n", NAMESPACE, "--timeout=1m")
+        eventually("its HPA is gone", lambda: not mesh.cluster.objects("horizontalpodautoscalers", NAMESPACE))
+        mesh.cluster.kubectl("scale", "deployment", name, "-n", NAMESPACE, "--replicas=1")
+        mesh.cluster.kubectl("rollout", "status", "deployment", name, "-n", NAMESPACE, "--timeout=2m")
+        eventually("one is left", lambda: len(running_pods(mesh.cluster, service)) == 1)
+
+
+def _lag(mesh: Installed, service: str) -> int | None:
+    """What the API serves as the lag of a service's consumer group, for the HPA; None before it does."""
+    path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{NAMESPACE}/s1-kafka-{service}-topics"
+    selector = f"labelSelector=scaledobject.keda.sh%2Fname%3D{RELEASE}-{service}"
+    said = mesh.cluster.kubectl("get", "--raw", f"{path}?{selector}", check=False)
+    try:
+        (item,) = json.loads(said)["items"]
+    except ValueError:
+        return None
+    return int(item["value"])
 
 
 def _settings(mesh: Installed) -> str:
