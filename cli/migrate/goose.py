@@ -135,14 +135,17 @@ def undo(
     context: typer.Context,
     *,
     database: DatabaseOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Where reads go to the file: take from the mesh all that was brought there.")
+    ] = False,
     user: UserOption = "",
     timeout: TimeoutOption = 60.0,
     data: DataOption = None,
     via: ViaOption = "",
     token: TokenOption = "",
 ) -> None:
-    """Go one step back: reads to the file again; from there, all that was brought to the mesh is taken away."""
-    _finish(_run(_named(context, database), lambda one: one.undo(), (data, user, via, token, timeout)))
+    """Go one step back: reads to the file again; from there, with --yes, all that was brought to the mesh goes."""
+    _finish(_run(_named(context, database), lambda one: one.undo(everything=yes), (data, user, via, token, timeout)))
 
 
 @app.command()

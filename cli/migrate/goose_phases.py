@@ -130,14 +130,22 @@ class Migration:
         finally:
             self.state.close()
 
-    async def undo(self) -> Outcome:
-        """Go one step back: reads to the file again, or all that was brought to the mesh taken away from it.
+    async def undo(self, *, everything: bool) -> Outcome:
+        """Go one step back: reads to the file again, or `everything` that was brought to the mesh taken away from it.
+
+        The latter is asked for, so that whoever repeats the former, not knowing that it was done, loses nothing.
 
         Raises CommandError.
         """
         self._needs_phase(Phase.DUAL_WRITE, Phase.VERIFIED, Phase.SWITCHED, Phase.UNDOING)
-        if self._phase() is Phase.SWITCHED:
+        phase = self._phase()
+        if phase is Phase.SWITCHED:
             return await self._settled("undo", Phase.VERIFIED)
+        if phase is not Phase.UNDOING and not everything:
+            raise Refused(
+                "Reads go to the file already: `gaggle migrate goose undo --yes` takes from the mesh all that was "
+                "brought there."
+            )
         database = GooseDatabase(self._path)
         try:
             self.state.open()

@@ -203,6 +203,7 @@ async def test_import_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(480)
 async def test_follow_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path) -> None:
     """A conversation that is followed through a sidecar is shown without gap or repeat while processes die."""
     gaggle = Gaggle(own_mesh)
@@ -225,5 +226,5 @@ async def test_follow_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path) 
                 dead = own_mesh.kill(process)
                 await own_mesh.back(process, dead)
     following.send_signal(signal.SIGINT)
-    assert await following.wait() == 0
+    assert await asyncio.wait_for(following.wait(), 60) == 0
     assert shown == [str(sequence) for sequence in range(1, 14)]

@@ -335,12 +335,14 @@ async def test_killed_in_every_step(gaggle: Gaggle, service: Service) -> None:
     kills["pull"] = gaggle.killed("dual-write", "--once")
     kills["verify"] = gaggle.killed("verify", "--fix")
     kills["switch"] = gaggle.killed("switch")
-    kills["undo-switch"] = gaggle.killed("undo")
+    kills["undo-switch"] = gaggle.killed("undo", or_told="undo --yes")
     assert gaggle("verify")["phase"] == "verified"
+    code, why = gaggle.refused("undo")
+    assert (code, "undo --yes" in why) == (4, True)
     now = gaggle.whole()
     assert all(now[name][1][-1]["content"] == [{"type": "text", "text": "from the mesh"}] for name in list(before)[:10])
     assert sum(len(one[1]) for one in now.values()) == sum(len(one[1]) for one in before.values()) + 10
-    kills["undo"] = gaggle.killed("undo", or_told="has not begun")
+    kills["undo"] = gaggle.killed("undo", "--yes", or_told="has not begun")
     assert gaggle.whole() == now
     assert [await service.conversation(name) for name in before] == [None] * SESSIONS
     kills["again"] = gaggle.killed("dual-write", "--once")
@@ -419,7 +421,7 @@ async def test_foreign_conversations_are_left_alone(gaggle: Gaggle, service: Ser
     report = gaggle("dual-write", "--once", code=1)
     assert [one["session"] for one in report["left_alone"]] == [name]
     assert [one.content[0].text.text for one in await service.messages(name)] == ["mine"]
-    gaggle("undo")
+    gaggle("undo", "--yes")
     assert [one.content[0].text.text for one in await service.messages(name)] == ["mine"]
 
 
