@@ -220,7 +220,7 @@ async def test_follow_survives_kills(own_mesh: Mesh, user: str, tmp_path: Path) 
                 request = pb.AppendMessagesRequest(conversation_id="followed", request_id=str(uuid.uuid4()))
                 request.messages.add(role=ROLE_USER).content.add(text=TextContent(text="more"))
                 await writer.call(writer.stub.AppendMessages, request, pb.AppendMessagesResponse)
-            lines = [await asyncio.wait_for(following.stdout.readline(), 60) for _ in range(3)]
+            lines = [await asyncio.wait_for(following.stdout.readline(), 120) for _ in range(3)]
             shown += [json.loads(line)["sequence"] for line in lines]
             if process is not None:
                 dead = own_mesh.kill(process)
