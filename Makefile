@@ -24,10 +24,12 @@ STATE := tests/conversation tests/mesh/test_races.py tests/task tests/recurrence
   tests/extension/test_registry.py tests/recipe/test_repository.py tests/agent/test_sessions.py
 # In namespaces of its own; `make test-cluster` runs it.
 CLUSTER := tests/cluster
+# Installs packages, which those namespaces have no way to; `make test-cluster` runs it before.
+IMAGE := tests/image
 # With a real Prometheus, Zipkin and browser; `make test-observability` runs these.
 SEEING := tests/observability
 # What `make test` leaves to the other targets.
-APART := $(ELSEWHERE) $(CLUSTER) $(SEEING)
+APART := $(ELSEWHERE) $(CLUSTER) $(IMAGE) $(SEEING)
 
 .PHONY: help demo up down test test-brokers test-cluster test-observability soak check generate released bench recording clean
 
@@ -64,6 +66,7 @@ test-cluster: $(INSTALLED) ## Run the Helm chart on a real control plane, withou
 	@$(BIN)/gaggle tools dapr >/dev/null
 	@$(BIN)/gaggle tools kafka >/dev/null
 	@$(BIN)/gaggle tools cluster >/dev/null
+	@$(BIN)/python -m pytest $(IMAGE)
 	@GAGGLE_TEST_CLUSTER=private unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private \
 	  $(BIN)/python -m pytest -rP -p no:cacheprovider $(CLUSTER)
 
