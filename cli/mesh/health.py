@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import struct
+import sys
 from pathlib import Path
 
 import grpc.aio
@@ -14,6 +15,9 @@ from cli.mesh.ports import LOOPBACK
 
 # One question; a process that takes longer is not ready.
 _ANSWER_SECONDS = 2.0
+# Questions come from another address than the mesh's own. The kernel gives connections to one place one port after the
+# other, out of a range that the mesh's ports lie in; one that was just asked from can't be listened at for a minute.
+_ASKED_FROM = ("127.0.0.2", 0) if sys.platform == "linux" else None
 
 
 async def http_is_ok(port: int, path: str) -> bool:
@@ -57,7 +61,7 @@ async def _exchange(
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=context)
+            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=context, local_addr=_ASKED_FROM)
             if not answers:
                 return b""
             writer.write(request)
