@@ -18,7 +18,7 @@ from services.runtime.service import Exposed, Runtime, Wiring, run
 
 def build(runtime: Runtime, settings: ConversationSettings) -> Wiring:
     """Put the service together."""
-    windows = WindowCache(settings.cached_windows, settings.window_staleness_seconds)
+    windows = WindowCache(settings.cached_window_bytes, settings.window_staleness_seconds)
     store = ConversationStore(runtime.state, runtime.outbox, windows)
     hints = Hints(runtime.sidecar, settings.fanout_pubsub, hints_topic(settings))
     store.changed = hints.changed

@@ -26,9 +26,6 @@ MAX_INLINE_BYTES = 16 * 1024
 """A larger message lies in a row of its own."""
 
 MAX_TRUNCATED_RANGES = 512
-EVENT_REFERENCES = 128
-"""References to outbox rows that the head keeps; full blocks of so many go to rows of their own."""
-
 _MESSAGES_TAG = 0x0A
 
 
@@ -380,16 +377,6 @@ def default_window(head: document_pb2.Head, size: int) -> tuple[bytes, int] | No
         return None
     body = run.body
     return (body if total == len(body) else body[len(body) - total :]), oldest
-
-
-def refer(head: document_pb2.Head, reference: document_pb2.EventReference) -> document_pb2.EventIndex | None:
-    """Note which outbox row tells of the head's revision; gives a full block to be stored, once there is one."""
-    head.events.append(reference)
-    if len(head.events) < 2 * EVENT_REFERENCES:
-        return None
-    block = document_pb2.EventIndex(events=head.events[:EVENT_REFERENCES])
-    del head.events[:EVENT_REFERENCES]
-    return block
 
 
 def describe(head: document_pb2.Head) -> conversation_pb2.Conversation:

@@ -22,7 +22,7 @@ from services.conversation.store import (
     expired,
     head_key,
     index_key,
-    references_key,
+    revision_key,
     timestamp,
 )
 from services.conversation.writing import Writer
@@ -39,6 +39,7 @@ from services.runtime.users import USER_BUCKETS
 _USERS_PAGE = 1000
 _REVISIONS_PAGE = 100
 _HEADS_AT_ONCE = 25
+_ROWS_AT_ONCE = 200
 _ATTEMPTS = 12
 _log = structlog.get_logger()
 
@@ -110,16 +111,15 @@ class Owner:
 
     async def _references(
         self, user_id: str, head: document_pb2.Head, wanted: range
-    ) -> list[document_pb2.EventReference]:
-        found = [one for one in head.events if one.revision in wanted]
-        oldest = head.events[0].revision if head.events else head.revision + 1
-        size = domain.EVENT_REFERENCES
-        blocks = range(wanted.start // size, min(wanted.stop, oldest) // size + 1)
-        keys = [references_key(user_id, head.conversation.id, head.incarnation, block) for block in blocks]
-        for item in (await self._store.state.get_many(keys)).values():
-            index = document_pb2.EventIndex.FromString(item.value)
-            found += [one for one in index.events if one.revision in wanted and one.revision < oldest]
-        return sorted(found, key=lambda one: one.revision)
+    ) -> list[runtime_pb2.EventReference]:
+        keys = [
+            revision_key(user_id, head.conversation.id, head.incarnation, revision)
+            for revision in range(wanted.start, min(wanted.stop, head.revision + 1))
+        ]
+        found: dict[str, Item] = {}
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
+            found |= await self._store.state.get_many(keys[start : start + _ROWS_AT_ONCE])
+        return [runtime_pb2.EventReference.FromString(found[key].value) for key in keys if key in found]
 
     # -- time to live
 

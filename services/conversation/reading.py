@@ -43,13 +43,15 @@ class Reader:
                 user_id, request.conversation_id, lambda head: self._page(user_id, head, request, cursor, size)
             )
         if request.HasField("min_sequence"):
-            window = self._store.windows.get(head_key(user_id, request.conversation_id), request.min_sequence)
+            key = head_key(user_id, request.conversation_id)
+            window = self._store.windows.get(key, request.min_sequence)
             if window is not None:
                 answer = window.answers.get(size)
                 if answer is None:
                     # Where a change let go of what the window names, the conversation is read anew.
                     with contextlib.suppress(StateMissingError):
-                        answer = window.answers[size] = await self._newest(user_id, window.head, size)
+                        answer = await self._newest(user_id, window.head, size)
+                        self._store.windows.answered(key, window, size, answer)
                 if answer is not None:
                     return answer
         return await self._store.reading(

@@ -12,10 +12,10 @@ class ConversationSettings(ServiceSettings):
     """What ListMessages gives where the caller names no page_size."""
 
     window_staleness_seconds: float = Field(default=5.0, ge=0)
-    """How old a window in memory may be that answers a read with `min_sequence`; 0: none is kept."""
+    """How old a window in memory may be that answers a read with `min_sequence`; 0: none answers."""
 
-    cached_windows: int = Field(default=10_000, ge=0)
-    """Conversations whose window is kept in memory."""
+    cached_window_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
+    """Windows kept in memory, for such reads and for appends that need not read; 0: none is kept."""
 
     default_max_messages: int = Field(default=0, ge=0, le=1_000_000)
     """Retention of a conversation that names none; 0: all messages are kept."""

@@ -1,7 +1,9 @@
 """Conversations in the state store: keys, reads, and commits that survive races.
 
 Every change reads head and request row, judges, and commits head, rows, request row and events in one transaction
-with the ETag just read. docs/state.md lists every key.
+with the ETag just read. That transaction also makes the row of its revision, only if there is none: of two that follow
+on the same head, one comes to be. An append may therefore do without the read, and follow on the head last seen.
+docs/state.md lists every key.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,11 +24,11 @@ from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.conversation import domain
 from services.runtime import topics
 from services.runtime.call import trace_metadata
-from services.runtime.errors import ConflictError, NotFoundError, StateMissingError
+from services.runtime.errors import ConflictError, GaggleError, NotFoundError, StateMissingError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
 from services.runtime.locks import KeyedLocks
-from services.runtime.outbox import Outbox
+from services.runtime.outbox import ROW_TTL_SECONDS, Number, Outbox
 from services.runtime.requests import first_answer, new_row, row_key
 from services.runtime.state import Item, Put, Remove, StateStore
 
@@ -36,6 +38,11 @@ INDEX_BUCKET_ENTRIES = 256
 TOMBSTONE_SECONDS = 7 * 24 * 3600
 PAGE_CLEAN_UP = "conversation.pages"
 _ATTEMPTS = 12
+_ANSWERS = 4
+# Far below the time that revisions' rows stay, and short for a store that falls back to an older state.
+_FOLLOWED_SECONDS = 60.0
+# A lost race costs three calls, a read one.
+_RIVALS_SECONDS = 10.0
 _PAGES_AT_ONCE = 8
 _ROWS_AT_ONCE = 6
 
@@ -55,9 +62,9 @@ def message_key(user_id: str, owner_id: str, sequence: int) -> str:
     return f"chat:{user_part(user_id)}:{owner_id}:m{sequence}"
 
 
-def references_key(user_id: str, conversation_id: str, incarnation: int, block: int) -> str:
-    """Key of a block of references to outbox rows."""
-    return f"chat:{user_part(user_id)}:{conversation_id}:e{incarnation}-{block}"
+def revision_key(user_id: str, conversation_id: str, incarnation: int, revision: int) -> str:
+    """Key of a revision's row, which names the outbox row that tells of it."""
+    return f"chat:{user_part(user_id)}:{conversation_id}:r{incarnation}-{revision}"
 
 
 def lineage_key(user_id: str, lineage_id: str) -> str:
@@ -94,49 +101,103 @@ class Draft:
     """A fork that comes to be in the same commit."""
 
 
+Apply: TypeAlias = "Callable[[document_pb2.Head], Draft | bytes | Awaitable[Draft | bytes]]"
+"""Makes a change to a head of its own."""
+
+
 @dataclass(slots=True)
-class _Window:
-    head: document_pb2.Head
-    read_at: float
+class Window:
+    """A head as it was seen, for reads that name a sequence and for appends."""
+
+    value: bytes
+    next_sequence: int
+    seen_at: float
+    rivals_until: float = 0.0
+    """Till then somebody else may well have written since."""
+
     answers: dict[int, bytes] = field(default_factory=dict)
+    """Page size to answer."""
+
+    @property
+    def head(self) -> document_pb2.Head:
+        """A copy of one's own."""
+        return document_pb2.Head.FromString(self.value)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are held."""
+        return len(self.value) + sum(map(len, self.answers.values()))
 
 
 class WindowCache:
-    """Heads kept in memory for reads that name a sequence. Never used for a write or a strong read."""
+    """Heads kept in memory. Never used for a strong read, nor for a write that nothing else keeps from being lost."""
 
-    def __init__(self, size: int, staleness_seconds: float) -> None:
-        """`size` conversations; none is kept if either is 0."""
-        self._size = size if staleness_seconds else 0
+    def __init__(self, most_bytes: int, staleness_seconds: float) -> None:
+        """Keep at most so many bytes, none if it is 0; `staleness_seconds` is for reads."""
+        self._most = most_bytes
         self._staleness = staleness_seconds
-        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._bytes = 0
 
     @staticmethod
     def now() -> float:
         """Seconds that go on while the machine sleeps, and that nobody can set."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def put(self, key: str, head: document_pb2.Head, read_at: float) -> None:
-        """Keep a head that was current at `read_at`."""
-        if not self._size:
-            return
-        self._windows[key] = _Window(head, read_at)
-        self._windows.move_to_end(key)
-        if len(self._windows) > self._size:
-            self._windows.popitem(last=False)
+    def put(self, key: str, value: bytes, next_sequence: int, seen_at: float) -> None:
+        """Keep a head that was current at `seen_at`."""
+        former = self._windows.get(key)
+        self.drop(key)
+        window = Window(value, next_sequence, seen_at, former.rivals_until if former else 0.0)
+        self._windows[key] = window
+        self._bytes += window.size
+        self._evict()
 
-    def get(self, key: str, min_sequence: int) -> _Window | None:
-        """Give a window that reaches the sequence and is recent enough."""
+    def _evict(self) -> None:
+        while self._bytes > self._most:
+            _, window = self._windows.popitem(last=False)
+            self._bytes -= window.size
+
+    def get(self, key: str, min_sequence: int) -> Window | None:
+        """Give a window that reaches the sequence and is recent enough to be read."""
         window = self._windows.get(key)
-        if window is None or window.head.next_sequence <= min_sequence:
-            return None
-        if self.now() - window.read_at > self._staleness:
-            del self._windows[key]
+        if window is None or window.next_sequence <= min_sequence or self.now() - window.seen_at > self._staleness:
             return None
         return window
 
+    def latest(self, key: str) -> document_pb2.Head | None:
+        """Give the head to append to, unless it is old or somebody else writes there too.
+
+        It need not be the newest. Who commits over it must claim its next revision, for as long as claims stay.
+        """
+        window = self._windows.get(key)
+        if window is None:
+            return None
+        now = self.now()
+        return window.head if now - window.seen_at <= _FOLLOWED_SECONDS and now >= window.rivals_until else None
+
+    def answered(self, key: str, window: Window, count: int, answer: bytes) -> None:
+        """Keep what was made of a window for a page size; a few sizes are."""
+        if self._windows.get(key) is window and len(window.answers) < _ANSWERS:
+            window.answers[count] = answer
+            self._bytes += len(answer)
+            self._windows.move_to_end(key)
+            self._evict()
+
+    def lost(self, key: str) -> None:
+        """Note that somebody else has written: for a while each append reads first."""
+        if (window := self._windows.get(key)) is not None:
+            window.rivals_until = self.now() + _RIVALS_SECONDS
+
     def drop(self, key: str) -> None:
         """Forget one."""
-        self._windows.pop(key, None)
+        if (window := self._windows.pop(key, None)) is not None:
+            self._bytes -= window.size
+
+    def clear(self) -> None:
+        """Forget all: a store that was away may have come back as another."""
+        self._windows.clear()
+        self._bytes = 0
 
 
 class ConversationStore:
@@ -164,10 +225,10 @@ class ConversationStore:
         read_at = self.windows.now()
         item = await self.state.get(key)
         head = None if item is None else document_pb2.Head.FromString(item.value)
-        if head is None or gone(head):
+        if item is None or head is None or gone(head):
             self.windows.drop(key)
             raise NotFoundError("conversation", conversation_id)
-        self.windows.put(key, head, read_at)
+        self.windows.put(key, item.value, head.next_sequence, read_at)
         return head
 
     async def reading(self, user_id: str, conversation_id: str, read: Callable[[document_pb2.Head], Awaitable[T]]) -> T:
@@ -275,22 +336,25 @@ class ConversationStore:
         conversation_id: str,
         request_id: str,
         body_hash: bytes,
-        apply: Callable[[document_pb2.Head], "Draft | bytes | Awaitable[Draft | bytes]"],
+        apply: Apply,
         *,
         expired_too: bool = False,
+        unread: bool = False,
     ) -> bytes:
         """Change a conversation that is there, once for each request_id; give the serialized answer.
 
         `apply` gets a head of its own to change and gives a Draft, or an answer if there is nothing to do, or
-        awaits one of these. It may be called several times.
+        awaits one of these. It may be called several times. With `unread` it gets the head last seen, if there is one
+        that may do: for changes that are made often.
         Raises NotFoundError, ConflictError, and what `apply` raises.
         """
         key = head_key(user_id, conversation_id)
         request_key = row_key(user_id, request_id) if request_id else ""
         keys = [key, request_key] if request_id else [key]
         async with self.locks.alone(key):
+            if unread and (draft := await self._follow(user_id, key, request_key, body_hash, apply)) is not None:
+                return draft.answer
             for attempt in range(_ATTEMPTS):
-                read_at = self.windows.now()
                 found = await self._read(keys)
                 if (answer := first_answer(found.get(request_key), body_hash)) is not None:
                     return answer
@@ -299,26 +363,49 @@ class ConversationStore:
                 if item is None or head is None or head.HasField("delete_time") or (gone(head) and not expired_too):
                     raise NotFoundError("conversation", conversation_id)
                 try:
-                    applied = apply(head)
-                    draft = applied if isinstance(applied, Draft | bytes) else await applied
+                    changed = await _applied(apply, head)
                 except StateMissingError:
                     # Another replica's change since the head was read may have let go of it.
                     now = await self.state.get(key)
                     if now is not None and now.etag == item.etag:
                         raise
                     continue
-                if isinstance(draft, bytes):
-                    return draft
+                if isinstance(changed, bytes):
+                    return changed
                 if request_id:
-                    draft.operations.append(new_row(request_key, body_hash, draft.answer))
+                    changed.operations.append(new_row(request_key, body_hash, changed.answer))
                 try:
-                    await self.save(user_id, draft, item.etag)
+                    await self.save(user_id, changed, item.etag)
                 except ConflictError:
                     await _pause(attempt)
                     continue
-                self.windows.put(key, draft.head, read_at)
-                return draft.answer
+                return changed.answer
         raise ConflictError("other writers kept winning; try again")
+
+    async def _follow(self, user_id: str, key: str, request_key: str, body_hash: bytes, apply: Apply) -> Draft | None:
+        """Commit a change of the head last seen; None if nothing came of it, and it has to be made to what is there.
+
+        A head that is not the newest any more loses against the row of its next revision, and a request that was
+        answered before against its own. What `apply` objects to may hold for the newest no longer, or it may be such a
+        request: that is judged by what is read.
+        """
+        head = self.windows.latest(key)
+        if head is None or gone(head):
+            return None
+        try:
+            draft = await _applied(apply, head)
+        except GaggleError:
+            return None
+        if isinstance(draft, bytes):
+            return None
+        if request_key:
+            draft.operations.append(new_row(request_key, body_hash, draft.answer))
+        try:
+            await self.save(user_id, draft, None)
+        except ConflictError:
+            self.windows.lost(key)
+            return None
+        return draft
 
     async def _read(self, keys: Sequence[str]) -> dict[str, Item]:
         if len(keys) == 1:
@@ -326,38 +413,38 @@ class ConversationStore:
             return {} if item is None else {keys[0]: item}
         return await self.state.get_many(keys, confirm=keys[:1])
 
-    async def save(self, user_id: str, draft: Draft, etag: str) -> None:
-        """Commit a draft over the head last read (`etag`), or as a new one (""). Raises ConflictError."""
+    async def save(self, user_id: str, draft: Draft, etag: str | None) -> None:
+        """Commit a draft over the head last read (`etag`), or as a new one (""), or over the head last seen (None).
+
+        Raises ConflictError.
+        """
         head = draft.head
-        conversation_id = head.conversation.id
+        key = head_key(user_id, head.conversation.id)
+        value = head.SerializeToString()
         number = await self.outbox.reserve()
-        reference = document_pb2.EventReference(
-            revision=head.revision, slot=number.slot, epoch=number.epoch, number=number.number
-        )
         operations = draft.operations
-        if (block := domain.refer(head, reference)) is not None:
-            first = block.events[0].revision // domain.EVENT_REFERENCES
-            key = references_key(user_id, conversation_id, head.incarnation, first)
-            operations.append(Put(key, block.SerializeToString(), ttl_seconds=TOMBSTONE_SECONDS))
-        operations.append(
-            Put(
-                head_key(user_id, conversation_id),
-                head.SerializeToString(),
-                etag=etag,
-                create=not etag,
-                ttl_seconds=draft.ttl_seconds,
-            )
-        )
+        operations.append(Put(key, value, etag=etag or "", create=etag == "", ttl_seconds=draft.ttl_seconds))
+        operations.append(_revision_row(user_id, head, number))
         now = datetime.now(UTC)
         events = build_events(_change(user_id, head, now), draft.events)
         if (child := draft.born) is not None:
-            child.events.add(revision=1, slot=number.slot, epoch=number.epoch, number=number.number)
-            key = head_key(user_id, child.conversation.id)
-            operations.append(Put(key, child.SerializeToString(), create=True))
+            operations.append(Put(head_key(user_id, child.conversation.id), child.SerializeToString(), create=True))
+            operations.append(_revision_row(user_id, child, number))
             events += build_events(_change(user_id, child, now), {topics.CONVERSATION_CREATED: created(child)})
         row = runtime_pb2.OutboxRow(events=events, clean_ups=draft.clean_ups)
-        await self.outbox.commit_reserved(number, row, operations)
-        self.changed(user_id, conversation_id, domain.last_sequence(head))
+        seen_at = self.windows.now()
+        try:
+            await self.outbox.commit_reserved(number, row, operations)
+        except ConflictError:
+            raise
+        except BaseException:
+            self.windows.clear()
+            raise
+        if head.HasField("delete_time"):
+            self.windows.drop(key)
+        else:
+            self.windows.put(key, value, head.next_sequence, seen_at)
+        self.changed(user_id, head.conversation.id, domain.last_sequence(head))
 
     def rows(self, user_id: str, head: document_pb2.Head, rows: domain.Rows) -> list[Put | Remove]:
         """Give the writes of what a change leaves beside the head."""
@@ -430,6 +517,20 @@ class ConversationStore:
                 keys += page_keys
         for start in range(0, len(keys), 100):
             await self.state.commit([Remove(key) for key in keys[start : start + 100]])
+
+
+async def _applied(apply: Apply, head: document_pb2.Head) -> Draft | bytes:
+    applied = apply(head)
+    return applied if isinstance(applied, Draft | bytes) else await applied
+
+
+def _revision_row(user_id: str, head: document_pb2.Head, number: Number) -> Put:
+    """Claim a head's revision, and say where its events are."""
+    key = revision_key(user_id, head.conversation.id, head.incarnation, head.revision)
+    reference = runtime_pb2.EventReference(
+        revision=head.revision, slot=number.slot, epoch=number.epoch, number=number.number
+    )
+    return Put(key, reference.SerializeToString(), create=True, ttl_seconds=ROW_TTL_SECONDS)
 
 
 def _change(user_id: str, head: document_pb2.Head, now: datetime) -> Change:

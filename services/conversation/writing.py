@@ -107,7 +107,6 @@ class Writer:
                     )
                 bucket, operations = await self._indexes.adding(user_id, draft.head)
                 draft.head.index_bucket = bucket
-                del draft.head.events[:]
                 draft.operations = [*planned, *operations]
                 if request_id:
                     draft.operations.append(new_row(request_key, digest, draft.answer))
@@ -175,7 +174,9 @@ class Writer:
             return draft
 
         digest = _hash("AppendMessages", request)
-        return await self._store.change(user_id, request.conversation_id, request.request_id, digest, apply)
+        return await self._store.change(
+            user_id, request.conversation_id, request.request_id, digest, apply, unread=True
+        )
 
     async def truncate(self, user_id: str, request: api.TruncateConversationRequest) -> bytes:
         """Drop the newest messages. Raises ConflictError, STALE_ETAG."""
@@ -393,7 +394,6 @@ class Writer:
             next_sequence=head.next_sequence,
             delete_time=timestamp(now),
             index_bucket=head.index_bucket,
-            events=head.events,
         )
         tombstone.conversation.id = head.conversation.id
         payload = event_pb2.ConversationDeletedEvent(cause=cause)

@@ -140,7 +140,8 @@ class StateStore:
 
     async def commit(self, operations: Iterable[Put | Remove]) -> None:
         """Do all of it or nothing. Raises CommitFailedError: find out by reading."""
-        planned = tuple(operations)
+        # In the order of their keys: writers that lock the same rows in the same order cannot lock each other out.
+        planned = tuple(sorted(operations, key=_key))
         size = sum(len(one.value) for one in planned if isinstance(one, Put))
         try:
             await self._commits.ask(_Commit(planned, frozenset(one.key for one in planned), size))
@@ -172,8 +173,7 @@ class StateStore:
         await self._transact(commit.operations)
 
     async def _commit_together(self, commits: Sequence[_Commit]) -> Sequence[None]:
-        # In the order of their keys: two replicas that lock the same rows in the same order cannot lock each other out.
-        operations = sorted((one for commit in commits for one in commit.operations), key=lambda one: one.key)
+        operations = sorted((one for commit in commits for one in commit.operations), key=_key)
         try:
             await self._transact(operations)
         except GaggleError as error:
@@ -206,6 +206,10 @@ class StateStore:
             seconds = time.perf_counter() - started
             observe(seconds)
             _log.debug("state", operation=operation, code=code, ms=round(seconds * 1000, 3))
+
+
+def _key(operation: Put | Remove) -> str:
+    return operation.key
 
 
 def _may_join(chosen: Sequence[_Commit], commit: _Commit) -> bool:

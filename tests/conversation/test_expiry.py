@@ -36,7 +36,7 @@ class Service:
         clean_ups: dict[str, Any] = {}
         state: Any = MemoryState()
         self.outbox = make_outbox(state, self.broker, clean_ups=clean_ups)
-        self.store = ConversationStore(state, self.outbox, WindowCache(100, 5))
+        self.store = ConversationStore(state, self.outbox, WindowCache(100_000, 5))
         clean_ups[PAGE_CLEAN_UP] = self.store.clean_up
         indexes = UserIndexes(state)
         self.writer = Writer(self.store, indexes, _SETTINGS)

@@ -29,7 +29,6 @@ SMALL: dict[str, Any] = {
     "MAX_WINDOW_BYTES": 1200,
     "MAX_WINDOW_SLOTS": 24,
     "MAX_INLINE_BYTES": 300,
-    "EVENT_REFERENCES": 4,
 }
 
 
@@ -55,21 +54,36 @@ class Layout(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.patch = patch.multiple("services.conversation.domain", **SMALL)
-        self.patch.start()
+        # A replica that lost a race follows on what it saw again at once: the more races the better.
+        self.patches = [
+            patch.multiple("services.conversation.domain", **SMALL),
+            patch("services.conversation.store._RIVALS_SECONDS", 0.0),
+        ]
+        for one in self.patches:
+            one.start()
         self.loop = asyncio.new_event_loop()
         self.state = MemoryState()
         self.broker = MemoryBroker()
         clean_ups: dict[str, Any] = {}
         self.outbox = make_outbox(self.state, self.broker, clean_ups=clean_ups)
         self.run(self.outbox.start())
-        self.store = ConversationStore(self.state, self.outbox, WindowCache(100, 5))  # type: ignore[arg-type]
+        self.indexes = UserIndexes(self.state)  # type: ignore[arg-type]
+        self.replicas = [self.replica(), self.replica()]
+        self.turn()
         clean_ups[PAGE_CLEAN_UP] = self.store.clean_up
-        indexes = UserIndexes(self.state)  # type: ignore[arg-type]
-        self.writer = Writer(self.store, indexes, SETTINGS)
-        self.reader = Reader(self.store, indexes, SETTINGS)
         self.model: dict[str, Model] = {}
         self.count = 0
+
+    def replica(self) -> tuple[ConversationStore, Writer, Reader]:
+        """What a process has beside the store: each remembers other heads."""
+        store = ConversationStore(self.state, self.outbox, WindowCache(100_000, 5))  # type: ignore[arg-type]
+        return store, Writer(store, self.indexes, SETTINGS), Reader(store, self.indexes, SETTINGS)
+
+    @rule()
+    def turn(self) -> None:
+        """The other replica goes on."""
+        self.replicas.reverse()
+        self.store, self.writer, self.reader = self.replicas[0]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -86,7 +100,8 @@ class Layout(RuleBasedStateMachine):
         finally:
             self.run(self.outbox.stop())
             self.loop.close()
-            self.patch.stop()
+            for one in self.patches:
+                one.stop()
 
     @rule(target=conversations)
     def create(self) -> str:

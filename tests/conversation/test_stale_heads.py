@@ -39,7 +39,7 @@ class _Replica:
         self.state = _Stale()
         clean_ups: dict[str, Any] = {}
         self.outbox = make_outbox(self.state, MemoryBroker(), clean_ups=clean_ups)
-        self.store = ConversationStore(self.state, self.outbox, WindowCache(100, 5))  # type: ignore[arg-type]
+        self.store = ConversationStore(self.state, self.outbox, WindowCache(100_000, 5))  # type: ignore[arg-type]
         clean_ups[PAGE_CLEAN_UP] = self.store.clean_up
         indexes = UserIndexes(self.state)  # type: ignore[arg-type]
         self.writer = Writer(self.store, indexes, SETTINGS)

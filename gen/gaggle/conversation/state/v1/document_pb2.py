@@ -26,43 +26,45 @@ from gaggle.conversation.v1 import conversation_pb2 as gaggle_dot_conversation_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gaggle/conversation/state/v1/document.proto\x12\x1cgaggle.conversation.state.v1\x1a)gaggle/conversation/v1/conversation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n\x03Run\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x10\n\x08\x65xternal\x18\x03 \x03(\x04\x12\x16\n\x0e\x65xternal_sizes\x18\x04 \x03(\r\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\"\x97\x04\n\x04Head\x12:\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32$.gaggle.conversation.v1.Conversation\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x15\n\rnext_sequence\x18\x04 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x05 \x01(\x04\x12\x15\n\rmessage_count\x18\x06 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x07 \x01(\x04\x12\x18\n\x10summary_sequence\x18\x08 \x01(\x04\x12\x38\n\ttruncated\x18\t \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\x12\x37\n\x08segments\x18\n \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\x12\x12\n\nlineage_id\x18\x0b \x01(\t\x12<\n\x06\x65vents\x18\x0c \x03(\x0b\x32,.gaggle.conversation.state.v1.EventReference\x12\x14\n\x0cindex_bucket\x18\r \x01(\r\x12/\n\x0b\x64\x65lete_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06window\x18\x0f \x01(\x0b\x32!.gaggle.conversation.state.v1.Run\"D\n\x07Segment\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_page\x18\x03 \x01(\x04\"O\n\x0e\x45ventReference\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06number\x18\x04 \x01(\x04\"6\n\x04Page\x12.\n\x03run\x18\x01 \x01(\x0b\x32!.gaggle.conversation.state.v1.Run\"J\n\nEventIndex\x12<\n\x06\x65vents\x18\x01 \x03(\x0b\x32,.gaggle.conversation.state.v1.EventReference\"G\n\x07Lineage\x12<\n\x07members\x18\x01 \x03(\x0b\x32+.gaggle.conversation.state.v1.LineageMember\"\xe8\x01\n\rLineageMember\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x37\n\x08segments\x18\x02 \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x33\n\x04gone\x18\x04 \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\x12\x38\n\ttruncated\x18\x05 \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\"C\n\tPageRange\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x12\n\nfirst_page\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_page\x18\x03 \x01(\x04\"\x9c\x02\n\x0bPageCleanUp\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x05pages\x18\x02 \x03(\x0b\x32\'.gaggle.conversation.state.v1.PageRange\x12\x37\n\x04rows\x18\x03 \x03(\x0b\x32).gaggle.conversation.state.v1.ExternalRow\x12\x39\n\x04kept\x18\x04 \x03(\x0b\x32+.gaggle.conversation.state.v1.LineageMember\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x37\n\x08segments\x18\x06 \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\"1\n\x0b\x45xternalRow\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xd4\x01\n\tUserIndex\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\r\x12\x39\n\x07\x65ntries\x18\x02 \x03(\x0b\x32(.gaggle.conversation.state.v1.IndexEntry\x12.\n\nerase_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nerasure_id\x18\x04 \x01(\t\x12\x37\n\x08receipts\x18\x05 \x03(\x0b\x32%.gaggle.conversation.state.v1.Receipt\"\\\n\x07Receipt\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x31\n\rcomplete_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05items\x18\x03 \x01(\x04\"H\n\x0bIndexBucket\x12\x39\n\x07\x65ntries\x18\x01 \x03(\x0b\x32(.gaggle.conversation.state.v1.IndexEntry\"\x98\x01\n\nIndexEntry\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65xpires\x18\x04 \x01(\x08\"\x1e\n\nUserBucket\x12\x10\n\x08user_ids\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gaggle/conversation/state/v1/document.proto\x12\x1cgaggle.conversation.state.v1\x1a)gaggle/conversation/v1/conversation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n\x03Run\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x10\n\x08\x65xternal\x18\x03 \x03(\x04\x12\x16\n\x0e\x65xternal_sizes\x18\x04 \x03(\r\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\"\x9b\x04\n\x04Head\x12:\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32$.gaggle.conversation.v1.Conversation\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x15\n\rnext_sequence\x18\x04 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x05 \x01(\x04\x12\x15\n\rmessage_count\x18\x06 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x07 \x01(\x04\x12\x18\n\x10summary_sequence\x18\x08 \x01(\x04\x12\x38\n\ttruncated\x18\t \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\x12\x37\n\x08segments\x18\n \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\x12\x12\n\nlineage_id\x18\x0b \x01(\t\x12@\n\x06\x65vents\x18\x0c \x03(\x0b\x32,.gaggle.conversation.state.v1.EventReferenceB\x02\x18\x01\x12\x14\n\x0cindex_bucket\x18\r \x01(\r\x12/\n\x0b\x64\x65lete_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06window\x18\x0f \x01(\x0b\x32!.gaggle.conversation.state.v1.Run\"D\n\x07Segment\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_page\x18\x03 \x01(\x04\"O\n\x0e\x45ventReference\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06number\x18\x04 \x01(\x04\"6\n\x04Page\x12.\n\x03run\x18\x01 \x01(\x0b\x32!.gaggle.conversation.state.v1.Run\"J\n\nEventIndex\x12<\n\x06\x65vents\x18\x01 \x03(\x0b\x32,.gaggle.conversation.state.v1.EventReference\"G\n\x07Lineage\x12<\n\x07members\x18\x01 \x03(\x0b\x32+.gaggle.conversation.state.v1.LineageMember\"\xe8\x01\n\rLineageMember\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x37\n\x08segments\x18\x02 \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x33\n\x04gone\x18\x04 \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\x12\x38\n\ttruncated\x18\x05 \x03(\x0b\x32%.gaggle.conversation.v1.SequenceRange\"C\n\tPageRange\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x12\n\nfirst_page\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_page\x18\x03 \x01(\x04\"\x9c\x02\n\x0bPageCleanUp\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x05pages\x18\x02 \x03(\x0b\x32\'.gaggle.conversation.state.v1.PageRange\x12\x37\n\x04rows\x18\x03 \x03(\x0b\x32).gaggle.conversation.state.v1.ExternalRow\x12\x39\n\x04kept\x18\x04 \x03(\x0b\x32+.gaggle.conversation.state.v1.LineageMember\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x37\n\x08segments\x18\x06 \x03(\x0b\x32%.gaggle.conversation.state.v1.Segment\"1\n\x0b\x45xternalRow\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xd4\x01\n\tUserIndex\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\r\x12\x39\n\x07\x65ntries\x18\x02 \x03(\x0b\x32(.gaggle.conversation.state.v1.IndexEntry\x12.\n\nerase_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nerasure_id\x18\x04 \x01(\t\x12\x37\n\x08receipts\x18\x05 \x03(\x0b\x32%.gaggle.conversation.state.v1.Receipt\"\\\n\x07Receipt\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x31\n\rcomplete_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05items\x18\x03 \x01(\x04\"H\n\x0bIndexBucket\x12\x39\n\x07\x65ntries\x18\x01 \x03(\x0b\x32(.gaggle.conversation.state.v1.IndexEntry\"\x98\x01\n\nIndexEntry\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65xpires\x18\x04 \x01(\x08\"\x1e\n\nUserBucket\x12\x10\n\x08user_ids\x18\x01 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaggle.conversation.state.v1.document_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HEAD'].fields_by_name['events']._loaded_options = None
+  _globals['_HEAD'].fields_by_name['events']._serialized_options = b'\030\001'
   _globals['_RUN']._serialized_start=153
   _globals['_RUN']._serialized_end=245
   _globals['_HEAD']._serialized_start=248
-  _globals['_HEAD']._serialized_end=783
-  _globals['_SEGMENT']._serialized_start=785
-  _globals['_SEGMENT']._serialized_end=853
-  _globals['_EVENTREFERENCE']._serialized_start=855
-  _globals['_EVENTREFERENCE']._serialized_end=934
-  _globals['_PAGE']._serialized_start=936
-  _globals['_PAGE']._serialized_end=990
-  _globals['_EVENTINDEX']._serialized_start=992
-  _globals['_EVENTINDEX']._serialized_end=1066
-  _globals['_LINEAGE']._serialized_start=1068
-  _globals['_LINEAGE']._serialized_end=1139
-  _globals['_LINEAGEMEMBER']._serialized_start=1142
-  _globals['_LINEAGEMEMBER']._serialized_end=1374
-  _globals['_PAGERANGE']._serialized_start=1376
-  _globals['_PAGERANGE']._serialized_end=1443
-  _globals['_PAGECLEANUP']._serialized_start=1446
-  _globals['_PAGECLEANUP']._serialized_end=1730
-  _globals['_EXTERNALROW']._serialized_start=1732
-  _globals['_EXTERNALROW']._serialized_end=1781
-  _globals['_USERINDEX']._serialized_start=1784
-  _globals['_USERINDEX']._serialized_end=1996
-  _globals['_RECEIPT']._serialized_start=1998
-  _globals['_RECEIPT']._serialized_end=2090
-  _globals['_INDEXBUCKET']._serialized_start=2092
-  _globals['_INDEXBUCKET']._serialized_end=2164
-  _globals['_INDEXENTRY']._serialized_start=2167
-  _globals['_INDEXENTRY']._serialized_end=2319
-  _globals['_USERBUCKET']._serialized_start=2321
-  _globals['_USERBUCKET']._serialized_end=2351
+  _globals['_HEAD']._serialized_end=787
+  _globals['_SEGMENT']._serialized_start=789
+  _globals['_SEGMENT']._serialized_end=857
+  _globals['_EVENTREFERENCE']._serialized_start=859
+  _globals['_EVENTREFERENCE']._serialized_end=938
+  _globals['_PAGE']._serialized_start=940
+  _globals['_PAGE']._serialized_end=994
+  _globals['_EVENTINDEX']._serialized_start=996
+  _globals['_EVENTINDEX']._serialized_end=1070
+  _globals['_LINEAGE']._serialized_start=1072
+  _globals['_LINEAGE']._serialized_end=1143
+  _globals['_LINEAGEMEMBER']._serialized_start=1146
+  _globals['_LINEAGEMEMBER']._serialized_end=1378
+  _globals['_PAGERANGE']._serialized_start=1380
+  _globals['_PAGERANGE']._serialized_end=1447
+  _globals['_PAGECLEANUP']._serialized_start=1450
+  _globals['_PAGECLEANUP']._serialized_end=1734
+  _globals['_EXTERNALROW']._serialized_start=1736
+  _globals['_EXTERNALROW']._serialized_end=1785
+  _globals['_USERINDEX']._serialized_start=1788
+  _globals['_USERINDEX']._serialized_end=2000
+  _globals['_RECEIPT']._serialized_start=2002
+  _globals['_RECEIPT']._serialized_end=2094
+  _globals['_INDEXBUCKET']._serialized_start=2096
+  _globals['_INDEXBUCKET']._serialized_end=2168
+  _globals['_INDEXENTRY']._serialized_start=2171
+  _globals['_INDEXENTRY']._serialized_end=2323
+  _globals['_USERBUCKET']._serialized_start=2325
+  _globals['_USERBUCKET']._serialized_end=2355
 # @@protoc_insertion_point(module_scope)

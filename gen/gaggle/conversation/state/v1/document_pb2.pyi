@@ -18,6 +18,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -111,8 +116,9 @@ class Head(_message.Message):
         """Whose pages hold what lies before this conversation's own; ascending. Empty: all are its own."""
 
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventReference]:
-        """Which outbox row tells of each of the newest revisions."""
+        """Before each revision had a row of its own."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
@@ -180,6 +186,8 @@ Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
 @_typing.final
 class EventReference(_message.Message):
+    """As it was before gaggle.runtime.state.v1.EventReference."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
@@ -230,7 +238,7 @@ Global___Page: _TypeAlias = Page  # noqa: Y015
 
 @_typing.final
 class EventIndex(_message.Message):
-    """References that no longer fit the head."""
+    """As it was before each revision had a row of its own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
