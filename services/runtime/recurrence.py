@@ -30,13 +30,17 @@ _DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,4}")
 _DAY = re.compile(r"([+-]?[0-9]{1,2})?(MO|TU|WE|TH|FR|SA|SU)")
 _UNTIL = re.compile(r"([0-9]{8})(T[0-9]{6}Z?)?")
+_WEEKS_A_MONTH = 5
+"""dateutil looks for a sixth beyond the year's end, and fails."""
+
+_WEEKS_A_YEAR = 53
 _MOST = {"INTERVAL": 1_000, "COUNT": 100_000}
 _LISTS = {
     # Lowest and highest magnitude, and whether counting from the end (negative) is allowed.
     "BYMONTH": (1, 12, False),
     "BYMONTHDAY": (1, 31, True),
     "BYYEARDAY": (1, 366, True),
-    "BYWEEKNO": (1, 53, True),
+    "BYWEEKNO": (1, _WEEKS_A_YEAR, True),
     "BYHOUR": (0, 23, False),
     "BYMINUTE": (0, 59, False),
     "BYSETPOS": (1, 366, True),
@@ -119,7 +123,9 @@ def _check_part(name: str, value: str, frequency: str, parts: dict[str, str]) ->
     if name in _LISTS:
         _check_numbers(name, value)
     elif name == "BYDAY":
-        _check_days(value, numbered=frequency in ("MONTHLY", "YEARLY") and "BYWEEKNO" not in parts)
+        numbered = frequency in ("MONTHLY", "YEARLY") and "BYWEEKNO" not in parts
+        of_months = frequency == "MONTHLY" or "BYMONTH" in parts
+        _check_days(value, most=(_WEEKS_A_MONTH if of_months else _WEEKS_A_YEAR) if numbered else 0)
     elif name in _MOST:
         most = _MOST[name]
         if not value.isascii() or not value.isdigit() or len(value) > len(str(most)) or not 1 <= int(value) <= most:
@@ -139,15 +145,15 @@ def _check_numbers(name: str, value: str) -> None:
             raise RuleError(f"{name} must be {'+- ' if backwards else ''}{lowest} to {highest}")
 
 
-def _check_days(value: str, *, numbered: bool) -> None:
+def _check_days(value: str, *, most: int) -> None:
     for one in value.split(","):
         day = _DAY.fullmatch(one)
         if day is None:
             raise RuleError("BYDAY must be days: MO, 3MO, -1FR")
-        if day[1] and not numbered:
+        if day[1] and not most:
             raise RuleError("BYDAY takes a number with FREQ=MONTHLY or YEARLY alone, and not beside BYWEEKNO")
-        if day[1] and not 1 <= abs(int(day[1])) <= _LISTS["BYWEEKNO"][1]:
-            raise RuleError("BYDAY's number must be +- 1 to 53")
+        if day[1] and not 1 <= abs(int(day[1])) <= most:
+            raise RuleError(f"BYDAY's number must be +- 1 to {most}{' in a month' if most == _WEEKS_A_MONTH else ''}")
 
 
 def _until(value: str) -> datetime | date:

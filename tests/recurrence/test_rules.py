@@ -163,6 +163,9 @@ def test_what_a_rule_names(rule: str, zone: str, expected: list[str]) -> None:
         pytest.param("FREQ=YEARLY;BYMONTH=-1", "BYMONTH", id="last month"),
         pytest.param("FREQ=WEEKLY;BYDAY=1MO", "BYDAY", id="first Monday of a week"),
         pytest.param("FREQ=MONTHLY;BYDAY=0MO", "BYDAY", id="Monday number 0"),
+        pytest.param("FREQ=MONTHLY;BYDAY=6MO", "1 to 5 in a month", id="sixth Monday of a month"),
+        pytest.param("FREQ=YEARLY;BYMONTH=12;BYDAY=-53SU", "1 to 5 in a month", id="53rd Sunday of a month"),
+        pytest.param("FREQ=YEARLY;BYDAY=54SU", "1 to 53", id="54th Sunday of a year"),
         pytest.param("FREQ=WEEKLY;BYDAY=XX", "BYDAY", id="no day"),
         pytest.param("FREQ=DAILY;BYHOUR=24", "BYHOUR", id="hour 24"),
         pytest.param("FREQ=DAILY;BYSECOND=1", "BYSECOND", id="seconds"),
@@ -295,7 +298,8 @@ def test_a_series_that_was_moved_goes_on_counting() -> None:
 
 
 @given(text=st.one_of(st.text(max_size=60), st.lists(st.sampled_from(
-    ["FREQ=DAILY", "FREQ=YEARLY", "BYDAY=", "BYDAY=53SU", "BYDAY=-53MO", "BYMONTHDAY=29,30", "BYMONTH=2", "COUNT=1e3",
+    ["FREQ=DAILY", "FREQ=YEARLY", "FREQ=MONTHLY", "BYDAY=", "BYDAY=53SU", "BYDAY=-53MO", "BYDAY=-5MO",
+     "BYMONTHDAY=29,30", "BYMONTH=2", "COUNT=1e3",
      "BYWEEKNO=53", "BYWEEKNO=-53", "BYYEARDAY=366", "UNTIL=20260101T000000", "BYHOUR=0,23", "BYSETPOS=366", "=", "a=b",
      "INTERVAL=1000"]), max_size=5).map(";".join)))  # fmt: skip
 @settings(max_examples=300, deadline=None)
