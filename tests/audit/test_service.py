@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import unicodedata
 from typing import Any
 
 import grpc
@@ -380,6 +381,57 @@ async def _index(served: Served) -> None:
             await served.indexer.run()
         except UnavailableError:
             continue
+
+
+SIGNS: dict[str, tuple[str, set[int], str]] = {
+    "a word within a clause": ("天气", {1, 2}, "今天北京的<b>天气</b>怎么样"),
+    "a clause": ("北京的天气", {1}, "今天<b>北京的天气</b>怎么样"),
+    "one sign": ("样", {1}, "今天北京的天气怎么<b>样</b>"),
+    "in any order": ("天气 北京", {1}, "今天<b>北京</b>的<b>天气</b>怎么样"),
+    "either": ("怎么 OR 上海", {1, 2}, ""),
+    "without": ("天气 -北京", {2}, ""),
+    "a quoted clause": ('"北京的天气"', {1}, ""),
+    "beside other letters": ("iphone15 手机", {3}, "我的 iPhone15<b>手机</b> &lt;坏&gt;了"),
+    "without a space": ("iphone15手机", {3}, ""),
+    "quoted with other letters": ('"my 手机 iphone15"', set(), ""),
+    "kana": ("カメラ", {4}, "新しい<b>カメラ</b>を買いました"),
+    "half-width kana": ("ｶﾒﾗ", {4}, ""),
+    "a stem of Korean": ("학교", {5}, "오늘 <b>학교</b>에서 만나요"),
+    "Hangul taken apart": (unicodedata.normalize("NFD", "학교"), {5}, ""),
+    "beyond the first plane": ("𠮷野家", {6}, "<b>𠮷野家</b>で昼ご飯"),
+    "signs that are there, not together": ("天怎", set(), ""),
+}
+
+
+@pytest.mark.parametrize(("query", "expected", "snippet"), SIGNS.values(), ids=SIGNS.keys())
+async def test_scripts_without_spaces(served: Served, query: str, expected: set[int], snippet: str) -> None:
+    """Chinese, Japanese and Korean are found by any part of a clause, with all that a query may say."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c3"] = [
+        "今天北京的天气怎么样",
+        "上海天气很好",
+        "我的 iPhone15手机 <坏>了",
+        "新しいカメラを買いました",
+        "오늘 학교에서 만나요",
+        "𠮷野家で昼ご飯",
+    ]
+    await _rebuild(served, user_id)
+    hits = (await _searched(served, user_id, query)).hits
+    assert {one.sequence for one in hits} == expected
+    if snippet:
+        assert snippet in [one.snippet for one in hits]
+
+
+async def test_long_texts_without_spaces(served: Served) -> None:
+    """A text of many thousand signs is found by any part of it, and shown around that."""
+    user_id = fresh_user()
+    signs = [chr(0x4E00 + number) for number in range(20_000)]
+    served.owner.texts[user_id, "c4"] = ["".join(signs)]
+    await _rebuild(served, user_id)
+    wanted = "".join(signs[19_000:19_004])
+    (hit,) = (await _searched(served, user_id, wanted)).hits
+    before, after = "".join(signs[18_961:19_000]), "".join(signs[19_004:19_081])
+    assert hit.snippet == f"… {before}<b>{wanted}</b>{after} …"
 
 
 async def test_pages_of_finds_are_whole(served: Served) -> None:

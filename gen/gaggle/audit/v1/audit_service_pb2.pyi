@@ -367,7 +367,9 @@ class SearchRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """Words; "quoted phrases", -without, or. 1 to 1,024 bytes."""
+    """Words; "quoted phrases", -without, or. Chinese, Japanese and Korean are found by any part of a clause; within a
+    quoted phrase theirs is a phrase of its own. 1 to 1,024 bytes.
+    """
     conversation_id: _builtins.str
     """Optional."""
     page_size: _builtins.int

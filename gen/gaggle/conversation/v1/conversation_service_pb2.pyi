@@ -999,7 +999,9 @@ class SearchMessagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """Words; "quoted phrases", -without, or. 1 to 1,024 bytes."""
+    """Words; "quoted phrases", -without, or. Chinese, Japanese and Korean are found by any part of a clause; within a
+    quoted phrase theirs is a phrase of its own. 1 to 1,024 bytes.
+    """
     conversation_id: _builtins.str
     """Only in this conversation; optional."""
     page_size: _builtins.int
