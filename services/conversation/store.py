@@ -41,6 +41,8 @@ _ATTEMPTS = 12
 _ANSWERS = 4
 # Far below the time that revisions' rows stay, and short for a store that falls back to an older state.
 _FOLLOWED_SECONDS = 60.0
+# Longer than a commit may take.
+_WRITTEN_SECONDS = 10.0
 # A lost race costs three calls, a read one.
 _RIVALS_SECONDS = 10.0
 _PAGES_AT_ONCE = 8
@@ -110,6 +112,8 @@ class Window:
     """A head as it was seen, for reads that name a sequence and for appends."""
 
     value: bytes
+    incarnation: int
+    revision: int
     next_sequence: int
     seen_at: float
     rivals_until: float = 0.0
@@ -122,6 +126,14 @@ class Window:
     def head(self) -> document_pb2.Head:
         """A copy of one's own."""
         return document_pb2.Head.FromString(self.value)
+
+    def outdates(self, head: document_pb2.Head, seen_at: float) -> bool:
+        """Tell whether `head` was read while this one was being written, and is the older one.
+
+        For a while only: a store that fell back to an older state has the last word.
+        """
+        newer = self.incarnation == head.incarnation and self.revision > head.revision
+        return newer and seen_at < self.seen_at + _WRITTEN_SECONDS
 
     @property
     def size(self) -> int:
@@ -144,11 +156,14 @@ class WindowCache:
         """Seconds that go on while the machine sleeps, and that nobody can set."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def put(self, key: str, value: bytes, next_sequence: int, seen_at: float) -> None:
-        """Keep a head that was current at `seen_at`."""
+    def put(self, key: str, head: document_pb2.Head, value: bytes, seen_at: float) -> None:
+        """Keep a head, serialized as `value`, that was current at `seen_at`."""
         former = self._windows.get(key)
+        if former is not None and former.outdates(head, seen_at):
+            return
         self.drop(key)
-        window = Window(value, next_sequence, seen_at, former.rivals_until if former else 0.0)
+        rivals_until = former.rivals_until if former else 0.0
+        window = Window(value, head.incarnation, head.revision, head.next_sequence, seen_at, rivals_until)
         self._windows[key] = window
         self._bytes += window.size
         self._evict()
@@ -228,7 +243,7 @@ class ConversationStore:
         if item is None or head is None or gone(head):
             self.windows.drop(key)
             raise NotFoundError("conversation", conversation_id)
-        self.windows.put(key, item.value, head.next_sequence, read_at)
+        self.windows.put(key, head, item.value, read_at)
         return head
 
     async def reading(self, user_id: str, conversation_id: str, read: Callable[[document_pb2.Head], Awaitable[T]]) -> T:
@@ -443,7 +458,7 @@ class ConversationStore:
         if head.HasField("delete_time"):
             self.windows.drop(key)
         else:
-            self.windows.put(key, value, head.next_sequence, seen_at)
+            self.windows.put(key, head, value, seen_at)
         self.changed(user_id, head.conversation.id, domain.last_sequence(head))
 
     def rows(self, user_id: str, head: document_pb2.Head, rows: domain.Rows) -> list[Put | Remove]:

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from gaggle.common.v1 import error_reason_pb2
+from gaggle.conversation.state.v1 import document_pb2
 from gaggle.conversation.v1 import conversation_service_pb2 as api
 from gaggle.conversation.v1 import message_pb2
 from services.conversation import store as stores
@@ -247,11 +248,29 @@ async def test_every_revision_names_its_events(two: list[Replica]) -> None:
     assert len({(one.slot, one.epoch, one.number) for one in references}) == head.revision
 
 
+async def test_a_read_that_was_overtaken_is_not_followed(two: list[Replica]) -> None:
+    """A head that was read while a newer one was written does not take its place in memory."""
+    await two[0].append("a")
+    key = head_key(USER, "c")
+    old = await two[0].store.head(USER, "c")
+    began = WindowCache.now()
+    await two[0].append("b")
+    for seen_at in (began, WindowCache.now()):
+        two[0].windows.put(key, old, old.SerializeToString(), seen_at)
+        assert await two[0].reads_of("c") == 0
+    # What a store shows that has lost its newest state is believed in the end.
+    two[0].windows.put(key, old, old.SerializeToString(), WindowCache.now() + 11)
+    window = two[0].windows.get(key, 0)
+    assert window is not None
+    assert window.revision == old.revision
+
+
 async def test_the_memory_is_bounded() -> None:
     """Windows and what was answered from them stay within their bytes, the oldest going first."""
     windows = WindowCache(1000, 5)
+    head = document_pb2.Head(next_sequence=1)
     for number in range(10):
-        windows.put(f"k{number}", b"x" * 300, 1, WindowCache.now())
+        windows.put(f"k{number}", head, b"x" * 300, WindowCache.now())
     assert [number for number in range(10) if windows.get(f"k{number}", 0)] == [7, 8, 9]
     window = windows.get("k9", 0)
     assert window is not None
@@ -260,8 +279,8 @@ async def test_the_memory_is_bounded() -> None:
     for size in range(10):
         windows.answered("k9", window, size, b"")
     assert len(window.answers) == 4
-    windows.put("big", b"x" * 2000, 1, WindowCache.now())
+    windows.put("big", head, b"x" * 2000, WindowCache.now())
     assert windows.get("big", 0) is None
     nothing = WindowCache(0, 5)
-    nothing.put("k", b"x", 1, WindowCache.now())
+    nothing.put("k", head, b"x", WindowCache.now())
     assert nothing.get("k", 0) is None
