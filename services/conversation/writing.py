@@ -308,7 +308,9 @@ class Writer:
             return Draft(head, answer.SerializeToString(), _updated(head, ["fence"]))
 
         digest = _hash("RaiseFence", request)
-        return await self._store.change(user_id, request.conversation_id, request.request_id, digest, apply)
+        return await self._store.change(
+            user_id, request.conversation_id, request.request_id, digest, apply, unread=True
+        )
 
     async def fork(self, user_id: str, request: api.ForkConversationRequest) -> bytes:
         """Make a conversation that shares the history of another. One commit changes both heads and the lineage."""

@@ -88,6 +88,20 @@ async def test_one_writer_reads_nothing(two: list[Replica]) -> None:
     assert await two[0].history() == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
 
 
+async def test_a_turn_reads_once(two: list[Replica]) -> None:
+    """Who has looked at a conversation takes it and writes to it without asking the store again."""
+    await two[1].store.head(USER, "c")
+    before = two[1].state.reads
+    for fence in (1, 2):
+        request = api.RaiseFenceRequest(conversation_id="c", request_id=f"f{fence}")
+        assert api.RaiseFenceResponse.FromString(await two[1].writer.raise_fence(USER, request)).fence == fence
+        await two[1].append("a", fence=fence, request_id=f"a{fence}")
+    assert two[1].state.reads == before
+    again = await two[1].writer.raise_fence(USER, api.RaiseFenceRequest(conversation_id="c", request_id="f1"))
+    assert api.RaiseFenceResponse.FromString(again).fence == 1
+    assert (await two[0].store.head(USER, "c")).fence == 2
+
+
 async def test_who_lost_reads_for_a_while(two: list[Replica]) -> None:
     """A head that somebody else has followed on is not written over; its replica then reads before each append."""
     await two[0].append("a")
