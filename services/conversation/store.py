@@ -43,8 +43,10 @@ _ANSWERS = 4
 _FOLLOWED_SECONDS = 60.0
 # Longer than a commit may take.
 _WRITTEN_SECONDS = 10.0
-# A lost race costs three calls, a read one.
 _RIVALS_SECONDS = 10.0
+_REMEMBERED = 32
+_WORTH_TRYING = 0.75
+_TRIED_ANYWAY = 32
 _PAGES_AT_ONCE = 8
 _ROWS_AT_ONCE = 6
 
@@ -141,6 +143,30 @@ class Window:
         return len(self.value) + sum(map(len, self.answers.values()))
 
 
+class Odds:
+    """Whether it pays to follow on heads that may be old.
+
+    One that is still the newest saves a call of the sidecar, one that is not costs three: the commit that fails, and
+    two that make sure of it. Where a balancer spreads callers over replicas most are not, and nearly all appends read.
+    """
+
+    def __init__(self) -> None:
+        """At first it does."""
+        self._won = 1.0
+        self._unlikely = 0
+
+    def note(self, *, won: bool) -> None:
+        """Count one that was tried."""
+        self._won += (won - self._won) / _REMEMBERED
+
+    def good(self) -> bool:
+        """Tell whether to try; where it rarely went well, now and then to see whether that has changed."""
+        if self._won >= _WORTH_TRYING:
+            return True
+        self._unlikely += 1
+        return self._unlikely % _TRIED_ANYWAY == 0
+
+
 class WindowCache:
     """Heads kept in memory. Never used for a strong read, nor for a write that nothing else keeps from being lost."""
 
@@ -150,6 +176,7 @@ class WindowCache:
         self._staleness = staleness_seconds
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._bytes = 0
+        self._odds = Odds()
 
     @staticmethod
     def now() -> float:
@@ -181,15 +208,24 @@ class WindowCache:
         return window
 
     def latest(self, key: str) -> document_pb2.Head | None:
-        """Give the head to append to, unless it is old or somebody else writes there too.
+        """Give the head to append to, unless it is old or somebody else is likely to have written since.
 
-        It need not be the newest. Who commits over it must claim its next revision, for as long as claims stay.
+        It need not be the newest. Who commits over it must claim its next revision, for as long as claims stay, and
+        tell what came of it (`followed`).
         """
         window = self._windows.get(key)
         if window is None:
             return None
         now = self.now()
-        return window.head if now - window.seen_at <= _FOLLOWED_SECONDS and now >= window.rivals_until else None
+        if now - window.seen_at > _FOLLOWED_SECONDS or now < window.rivals_until or not self._odds.good():
+            return None
+        return window.head
+
+    def followed(self, key: str, *, won: bool) -> None:
+        """Note what came of a commit over `latest`. After a lost one its conversation is read first for a while."""
+        self._odds.note(won=won)
+        if not won and (window := self._windows.get(key)) is not None:
+            window.rivals_until = self.now() + _RIVALS_SECONDS
 
     def answered(self, key: str, window: Window, count: int, answer: bytes) -> None:
         """Keep what was made of a window for a page size; a few sizes are."""
@@ -198,11 +234,6 @@ class WindowCache:
             self._bytes += len(answer)
             self._windows.move_to_end(key)
             self._evict()
-
-    def lost(self, key: str) -> None:
-        """Note that somebody else has written: for a while each append reads first."""
-        if (window := self._windows.get(key)) is not None:
-            window.rivals_until = self.now() + _RIVALS_SECONDS
 
     def drop(self, key: str) -> None:
         """Forget one."""
@@ -418,8 +449,9 @@ class ConversationStore:
         try:
             await self.save(user_id, draft, None)
         except ConflictError:
-            self.windows.lost(key)
+            self.windows.followed(key, won=False)
             return None
+        self.windows.followed(key, won=True)
         return draft
 
     async def _read(self, keys: Sequence[str]) -> dict[str, Item]:

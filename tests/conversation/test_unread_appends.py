@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from services.conversation.reading import Reader
 from services.conversation.store import PAGE_CLEAN_UP, ConversationStore, WindowCache, head_key
 from services.conversation.writing import Writer
 from services.runtime.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
-from services.runtime.state import CommitFailedError
+from services.runtime.state import CommitFailedError, Put, Remove
 from tests.conversation.test_layout_model import SETTINGS, USER, pairs
 from tests.runtime.memory import MemoryBroker, MemoryState, make_outbox
 
@@ -42,10 +42,10 @@ class Replica:
         self.reader = Reader(self.store, indexes, SETTINGS)
         self.owner = Owner(self.store, indexes, self.writer, "conversation")
 
-    async def append(self, text: str, **fields: Any) -> api.AppendMessagesResponse:
+    async def append(self, text: str, *, conversation_id: str = "c", **fields: Any) -> api.AppendMessagesResponse:
         part = message_pb2.ContentPart(text=message_pb2.TextContent(text=text))
         message = message_pb2.Message(role=message_pb2.ROLE_USER, content=[part])
-        request = api.AppendMessagesRequest(conversation_id="c", messages=[message], **fields)
+        request = api.AppendMessagesRequest(conversation_id=conversation_id, messages=[message], **fields)
         return api.AppendMessagesResponse.FromString(await self.writer.append(USER, request))
 
     async def reads_of(self, text: str, **fields: Any) -> int:
@@ -111,6 +111,32 @@ async def test_who_lost_reads_for_a_while(two: list[Replica]) -> None:
     with later(11):
         assert await two[0].reads_of("e") == 0
     assert [text for _, text in await two[1].history()] == ["a", "b", "c", "d", "e"]
+
+
+async def test_replicas_that_share_the_callers_read_first(two: list[Replica]) -> None:
+    """Where a balancer spreads the callers, nearly all appends soon read first; with luck they cease to."""
+
+    async def lost(conversations: range) -> int:
+        """How many of so many conversations, each written to by turns, were followed on in vain."""
+        commits = 0
+
+        def count(operations: Sequence[Put | Remove]) -> None:
+            nonlocal commits
+            commits += sum(":r" in one.key and one.key.startswith("chat:") for one in operations)
+
+        two[0].state.before_commit = count
+        for number in conversations:
+            name = f"n{number}"
+            await two[0].writer.create(USER, api.CreateConversationRequest(conversation_id=name))
+            await two[1].append("a", conversation_id=name)
+            await two[0].append("b", conversation_id=name)
+        return commits - 3 * len(conversations)
+
+    assert 6 <= await lost(range(40)) <= 12
+    assert await lost(range(40, 104)) == 2
+    for _ in range(2000):
+        await two[0].append("c")
+    assert await two[0].reads_of("d") == 0
 
 
 async def test_an_old_head_is_read_anew(two: list[Replica]) -> None:
