@@ -16,6 +16,7 @@ from services.audit.tail import LogTail
 from services.audit.upkeep import Upkeep
 from services.runtime import topics
 from services.runtime.callbacks import BulkOptions, Subscription
+from services.runtime.hints import Hints
 from services.runtime.ids import new_id
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
@@ -24,7 +25,9 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
     """Put the service together."""
     holder = f"{settings.app_id}.{new_id()}"
     store = AuditStore(runtime.sidecar, settings.readmodel, index_delay_seconds=settings.index_delay_seconds)
-    tail = LogTail(store, poll_seconds=settings.watch_poll_seconds)
+    hints_topic = settings.own(settings.hints_topic)
+    hints = Hints(runtime.sidecar, settings.fanout_pubsub, hints_topic)
+    tail = LogTail(store, hints, poll_seconds=settings.watch_poll_seconds)
     upkeep = Upkeep(store, hourly_counts_interval_seconds=settings.hourly_counts_interval_seconds)
 
     def logged(head: int) -> None:
@@ -69,9 +72,11 @@ def build(runtime: Runtime, settings: AuditSettings) -> Wiring:
         subscriptions=[
             *(Subscription(topic, log.take, bulk=bulk, dead_letter_topic=dead_letters) for topic in topics.ALL_TOPICS),
             Subscription(dead_letters, log.take_late, raw=True),
+            Subscription(hints_topic, hints.receive, pubsub=settings.fanout_pubsub),
         ],
         background=[
             tail.run,
+            hints.send,
             indexer.run,
             *(one.run for one in reconciliations),
             erasure.run,

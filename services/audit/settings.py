@@ -46,7 +46,10 @@ class AuditSettings(ServiceSettings):
     """How long an event may be under way before it counts as lost."""
 
     watch_poll_seconds: float = Field(default=1.0, gt=0)
-    """How soon a watcher sees what another process logged."""
+    """How long a watcher may miss what another process logged and whose hint was lost."""
+
+    hints_topic: str = "log-hints"
+    """Topic of the fan-out component that wakes watchers in other replicas."""
 
     watch_heartbeat_seconds: float = Field(default=20.0, gt=0)
     """A stream that has nothing to say says so after so long."""

@@ -1,29 +1,42 @@
 """The end of the log, as its watchers wait for it."""
 
 import asyncio
+import contextlib
 
 from services.audit.store import AuditStore
 from services.runtime.errors import UnavailableError
+from services.runtime.hints import Hints
+
+_KEY = "log"
+_LINGER_SECONDS = 5.0
+"""A watcher that reads what it was woken for is back in less."""
 
 
 class LogTail:
-    """Wakes watchers when the log has grown: at once if this process wrote, else at the next poll.
+    """Wakes watchers when the log has grown: at once if this process wrote, else by its hint or at the next poll.
 
     Watchers hold no queue. Each reads on from its own position when it is ready for more, so that a slow client costs
     one page of memory and nobody else's time.
     """
 
-    def __init__(self, store: AuditStore, *, poll_seconds: float) -> None:
-        """`poll_seconds`: how soon another process's events are noticed."""
+    def __init__(self, store: AuditStore, hints: Hints, *, poll_seconds: float) -> None:
+        """`poll_seconds`: how soon another process's events are noticed whose hint was lost."""
         self._store = store
+        self._hints = hints
         self._poll = poll_seconds
         self._head = 0
         self._watchers = 0
+        self._watched = asyncio.Event()
+        self._left_at = 0.0
         self._grown = asyncio.Event()
         self._closed = False
 
     def logged(self, head: int) -> None:
-        """Tell that the log reaches to `head`."""
+        """Tell that this process has made the log reach to `head`."""
+        self._reached(head)
+        self._hints.tell(_KEY)
+
+    def _reached(self, head: int) -> None:
         if head > self._head:
             self._head = head
             self._grown.set()
@@ -37,6 +50,7 @@ class LogTail:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         self._watchers += 1
+        self._watched.set()
         try:
             while self._head <= position:
                 if self._closed:
@@ -51,6 +65,7 @@ class LogTail:
             return True
         finally:
             self._watchers -= 1
+            self._left_at = loop.time()
 
     async def close(self) -> None:
         """Let go of everyone who waits."""
@@ -59,7 +74,14 @@ class LogTail:
 
     async def run(self) -> None:
         """Look for what other processes logged while someone watches, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._poll)
-            if self._watchers:
-                self.logged(await self._store.head())
+            await self._watched.wait()
+            with self._hints.listening(_KEY) as hinted:
+                while self._watchers or loop.time() - self._left_at < _LINGER_SECONDS:
+                    hinted.clear()
+                    self._reached(await self._store.head())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._poll):
+                            await hinted.wait()
+                self._watched.clear()

@@ -8,10 +8,11 @@ from services.conversation.reading import Reader
 from services.conversation.servicer import CONVERSATION_ACCESS, OWNER_ACCESS, ConversationServicer, OwnerServicer
 from services.conversation.settings import ConversationSettings
 from services.conversation.store import PAGE_CLEAN_UP, ConversationStore, WindowCache
-from services.conversation.watching import Hints, Watcher
+from services.conversation.watching import Watcher
 from services.conversation.writing import Writer
 from services.runtime import topics
 from services.runtime.callbacks import Subscription
+from services.runtime.hints import Hints
 from services.runtime.invocation import Peer
 from services.runtime.service import Exposed, Runtime, Wiring, run
 
@@ -20,7 +21,8 @@ def build(runtime: Runtime, settings: ConversationSettings) -> Wiring:
     """Put the service together."""
     windows = WindowCache(settings.cached_window_bytes, settings.window_staleness_seconds)
     store = ConversationStore(runtime.state, runtime.outbox, windows)
-    hints = Hints(runtime.sidecar, settings.fanout_pubsub, hints_topic(settings))
+    hints_topic = settings.own(settings.hints_topic)
+    hints = Hints(runtime.sidecar, settings.fanout_pubsub, hints_topic)
     store.changed = hints.changed
     indexes = UserIndexes(runtime.state)
     writer = Writer(store, indexes, settings)
@@ -44,17 +46,12 @@ def build(runtime: Runtime, settings: ConversationSettings) -> Wiring:
         subscriptions=[
             Subscription(topics.USER_ERASED, owner.on_user_erased, dead_letter_topic=dead),
             Subscription(topics.USER_ERASURE_COMPLETED, owner.on_erasure_completed, dead_letter_topic=dead),
-            Subscription(hints_topic(settings), hints.receive, pubsub=settings.fanout_pubsub),
+            Subscription(hints_topic, hints.receive, pubsub=settings.fanout_pubsub),
         ],
         start=[runtime.outbox.start],
         background=[hints.send, lambda: owner.sweep_forever(settings.sweep_seconds)],
         clean_ups={PAGE_CLEAN_UP: store.clean_up},
     )
-
-
-def hints_topic(settings: ConversationSettings) -> str:
-    """Name the hints' topic, which meshes on one broker do not share."""
-    return settings.hints_topic + settings.app_id_suffix
 
 
 if __name__ == "__main__":

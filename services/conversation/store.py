@@ -254,8 +254,8 @@ class ConversationStore:
         self.state = state
         self.outbox = outbox
         self.windows = windows
-        self.changed: Callable[[str, str, int], None] = lambda _user, _conversation, _sequence: None
-        """Called after each commit with user, conversation and last sequence: wakes watchers."""
+        self.changed: Callable[[str], None] = lambda _key: None
+        """Called after each commit with the head's key: wakes watchers."""
         self.locks = KeyedLocks()
 
     # -- reading
@@ -491,7 +491,7 @@ class ConversationStore:
             self.windows.drop(key)
         else:
             self.windows.put(key, head, value, seen_at)
-        self.changed(user_id, head.conversation.id, domain.last_sequence(head))
+        self.changed(key)
 
     def rows(self, user_id: str, head: document_pb2.Head, rows: domain.Rows) -> list[Put | Remove]:
         """Give the writes of what a change leaves beside the head."""

@@ -135,6 +135,10 @@ class ServiceSettings(BaseSettings):
         """Give the app id of another service of this mesh."""
         return service + self.app_id_suffix
 
+    def own(self, topic: str) -> str:
+        """Give the name of a topic that meshes on one broker do not share."""
+        return topic + self.app_id_suffix
+
     @property
     def sidecar_target(self) -> str:
         """The sidecar's gRPC target."""

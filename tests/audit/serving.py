@@ -22,6 +22,7 @@ from services.audit.store import AuditStore, Snapshot
 from services.audit.tail import LogTail
 from services.runtime.callbacks import TopicEvent
 from services.runtime.errors import NotFoundError
+from services.runtime.hints import Hints
 from services.runtime.identity import TokenSigner, Verifier
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import Exposed, make_server
@@ -155,7 +156,8 @@ async def serving(database: Database) -> AsyncIterator[Served]:
     )
     binding, broker, owner, metrics = BindingStandIn(database), Broker(), OwnerStandIn(), Metrics()
     store = AuditStore(binding, "readmodel", index_delay_seconds=0)
-    tail = LogTail(store, poll_seconds=0.05)
+    hints = Hints(broker, "pubsub", "log-hints")  # type: ignore[arg-type]
+    tail = LogTail(store, hints, poll_seconds=0.05)
     indexer = Indexer(store, owner, IndexPace(poll_seconds=0.02, concurrency=2, lease_seconds=5))
     servicer = AuditServicer(
         store,

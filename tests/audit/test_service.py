@@ -15,14 +15,18 @@ from gaggle.audit.v1 import audit_service_pb2 as api
 from gaggle.audit.v1 import log_service_pb2 as log_api
 from gaggle.common.v1 import event_pb2
 from services.audit.erasing import Erasure
+from services.audit.handlers import LogWriter, TopicLog
 from services.audit.reconciliation import Pace, Reconciliation
 from services.audit.tail import LogTail
 from services.runtime import topics
 from services.runtime.callbacks import TopicEvent
 from services.runtime.errors import UnavailableError
+from services.runtime.hints import Hints
 from tests.audit.database import fresh_user
 from tests.audit.serving import Served
 from tests.conditions import eventually
+from tests.runtime.memory import settled
+from tests.runtime.test_hints import Fanout
 
 _WITHIN = 10.0
 _TOOL = topics.TOOL_EXECUTED
@@ -324,9 +328,30 @@ async def test_only_the_sync_service_reads_the_log_so(served: Served, method: st
         assert await _refusal(asked) == (_DENIED, "SERVICE_NOT_ALLOWED", set())
 
 
+async def test_a_watcher_hears_of_what_another_process_logged(served: Served) -> None:
+    """A watcher at one replica is woken by what another one logs, long before it would look by itself."""
+    fanout = Fanout()
+    async with fanout.process() as here, fanout.process() as elsewhere:
+        watched = LogTail(served.store, here, poll_seconds=600)
+        looking = asyncio.create_task(watched.run())
+        writer = LogTail(served.store, elsewhere, poll_seconds=600)
+        log = TopicLog(LogWriter(served.store, writer.logged), served.store)
+        head = await served.store.head()
+        for number in range(3):
+            waiting = asyncio.create_task(watched.wait_beyond(head, _WITHIN))
+            await settled(lambda: fanout.published > 0)
+            events = _append(fresh_user(), f"h{number}", 1, 1)
+            event = TopicEvent(id=f"h{number}", topic=topics.MESSAGE_RECEIVED, type="", data=events, content_type="")
+            assert [one.name for one in await log.take([event])] == ["SUCCESS"]
+            assert await waiting
+            head = await served.store.head()
+        looking.cancel()
+
+
 async def test_a_process_that_stops_lets_its_watchers_go(served: Served) -> None:
     """A stream that would never end does not hold up a restart: its client is told to come back."""
-    tail = LogTail(served.store, poll_seconds=60)
+    hints = Hints(served.broker, "pubsub", "log-hints")  # type: ignore[arg-type]
+    tail = LogTail(served.store, hints, poll_seconds=60)
     waiting = asyncio.create_task(tail.wait_beyond(10**9, _WITHIN))
     await asyncio.sleep(0)
     await tail.close()

@@ -100,9 +100,8 @@ def components_of(service: str) -> set[str]:
         {"secretstore"}
         | (set() if service in _STATELESS else {"statestore"})
         | (set() if service in {"auth", "sync"} else {"pubsub"})
-        | {"conversation": {"pubsub-fanout"}, "audit": {"readmodel"}, "reminder": {"reminder-sweep"}}.get(
-            service, set()
-        )
+        | ({"pubsub-fanout"} if service in {"audit", "conversation"} else set())
+        | {"audit": {"readmodel"}, "reminder": {"reminder-sweep"}}.get(service, set())
     )
 
 
