@@ -24,7 +24,7 @@ from gaggle.runtime.state.v1 import document_pb2 as runtime_pb2
 from services.conversation import domain
 from services.runtime import topics
 from services.runtime.call import trace_metadata
-from services.runtime.errors import ConflictError, GaggleError, NotFoundError, StateMissingError
+from services.runtime.errors import ConflictError, GaggleError, NotFoundError, StateMissingError, UnavailableError
 from services.runtime.events import Change, build_events
 from services.runtime.keys import user_part
 from services.runtime.locks import KeyedLocks
@@ -269,7 +269,11 @@ class ConversationStore:
         """Read the head of a conversation that is there. Raises NotFoundError. Strong."""
         key = head_key(user_id, conversation_id)
         read_at = self.windows.now()
-        item = await self.state.get(key)
+        try:
+            item = await self.state.get(key)
+        except UnavailableError:
+            self.windows.clear()
+            raise
         head = None if item is None else document_pb2.Head.FromString(item.value)
         if item is None or head is None or gone(head):
             self.windows.drop(key)
@@ -484,8 +488,12 @@ class ConversationStore:
             await self.outbox.commit_reserved(number, row, operations)
         except ConflictError:
             raise
-        except BaseException:
+        except UnavailableError:
             self.windows.clear()
+            raise
+        except BaseException:
+            # Given up by its caller: whether it came to be is not known here.
+            self.windows.drop(key)
             raise
         if head.HasField("delete_time"):
             self.windows.drop(key)

@@ -278,6 +278,29 @@ async def test_a_store_that_was_away_is_read(two: list[Replica]) -> None:
     assert [text for _, text in await two[0].history()] == ["a", "b", "d"]
 
 
+async def test_a_reader_notices_that_the_store_was_away(two: list[Replica]) -> None:
+    """A read that fails is enough for nothing in memory to be believed."""
+    await two[0].append("a")
+    with (
+        patch.object(two[0].state, "get", side_effect=UnavailableError("statestore")),
+        pytest.raises(UnavailableError),
+    ):
+        await two[0].history()
+    assert await two[0].reads_of("b") == 1
+
+
+async def test_a_caller_who_gives_up_costs_one_conversation(two: list[Replica]) -> None:
+    """What became of an append that was given up is read, and the other conversations are followed on."""
+    await two[0].writer.create(USER, api.CreateConversationRequest(conversation_id="d"))
+    with (
+        patch.object(two[0].outbox, "commit_reserved", side_effect=asyncio.CancelledError),
+        pytest.raises(asyncio.CancelledError),
+    ):
+        await two[0].append("a")
+    assert await two[0].reads_of("b") == 1
+    assert await two[0].reads_of("c", conversation_id="d") == 0
+
+
 async def test_every_revision_names_its_events(two: list[Replica]) -> None:
     """What tells of each revision can be published again, by whatever replica it was written."""
     for number in range(150):
