@@ -254,3 +254,59 @@ def test_appending_looks_at_what_it_appends_alone(database: Database) -> None:
             ((total,),) = connection.execute(query).fetchall()
             read.append(total - sum(read))
     assert max(read[-10:]) <= 2 * max(read[1:10])
+
+
+def _indexed(database: Database, history: ConversationHistory, last: int) -> None:
+    texts = [{"sequence": n, "message_id": f"m{n}", "role": "user", "content": f"text {n}"} for n in range(1, last + 1)]
+    for start in range(0, last, 500):
+        database.call(
+            "index_messages",
+            {
+                "user_id": history.user_id,
+                "conversation_id": history.id,
+                "incarnation": history.incarnation,
+                "messages": texts[start : start + 500],
+                "indexed_sequence": min(start + 500, last),
+            },
+        )
+
+
+def test_an_append_costs_the_same_however_long_the_conversation(database: Database) -> None:
+    """Logging an append reads no more of the search index for a conversation of 3,000 messages than it writes."""
+    history = ConversationHistory(fresh_user(), "long")
+    history.create("long")
+    history.append(3000, 0)
+    database.call("append_events", {"events": history.events})
+    _indexed(database, history, 3000)
+    logged = len(history.events)
+    history.append(1, 0)
+    fetched = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'message_search'"
+    with psycopg.connect(database.url) as connection:
+        ((before,),) = connection.execute(fetched).fetchall()
+        request = json.dumps({"events": history.events[logged:]})
+        connection.execute("SELECT goose.append_events(%s::jsonb)", [request])
+        ((after,),) = connection.execute(fetched).fetchall()
+    assert after - before == 0
+    assert _conversation(database, history.user_id, "long")["last_sequence"] == 3001
+
+
+def test_what_a_truncation_takes_away_leaves_the_index(database: Database) -> None:
+    """Messages that are truncated or deleted go from the search index, and no others."""
+    history = ConversationHistory(fresh_user(), "cut")
+    history.create("cut")
+    history.append(100, 0)
+    database.call("append_events", {"events": history.events})
+    _indexed(database, history, 100)
+
+    def left() -> list[int]:
+        query = "SELECT sequence FROM goose.message_search WHERE user_id = %s ORDER BY 1"
+        return [sequence for (sequence,) in database.run(query, [history.user_id])]
+
+    logged = len(history.events)
+    history.truncate(40)
+    database.call("append_events", {"events": history.events[logged:]})
+    assert left() == list(range(1, 61))
+    logged = len(history.events)
+    history.delete()
+    database.call("append_events", {"events": history.events[logged:]})
+    assert left() == []
