@@ -14,6 +14,9 @@ from services.runtime.errors import GaggleError
 CONVERSATION = "conversation"
 _AT_ONCE = 1000
 _LEASE = "reconcile"
+_BEHIND_SECONDS = 60.0
+"""More than owners' clocks differ by."""
+
 
 _log = structlog.get_logger()
 
@@ -119,11 +122,17 @@ async def close_gaps(
     republish: Callable[[Gap], Awaitable[int]],
     grace_seconds: float,
 ) -> int:
-    """Have published again what these entities have told and the log has not; give how many events that were."""
+    """Have published again what these entities have told and the log has not; give how many events that were.
+
+    Nothing while the log is behind: what it lacks is still queued, and a second copy of it would only come later.
+    """
     if not await store.find_gaps(entity_type, snapshots):
         return 0
-    # Whatever is on its way has arrived after this.
+    # Whatever is on its way has arrived after this, unless the log is behind.
     await asyncio.sleep(grace_seconds)
+    if (seconds := await store.lag(grace_seconds)) > _BEHIND_SECONDS:
+        _log.info("reconciliation_put_off", entity_type=entity_type, seconds_behind=round(seconds))
+        return 0
     gaps = await store.find_gaps(entity_type, snapshots)
     published, lost = 0, []
     for gap in _pieces(gaps):

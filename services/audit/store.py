@@ -143,6 +143,10 @@ class AuditStore:
         """Give the log's newest position."""
         return int((await self._call("log_head"))["head"])
 
+    async def lag(self, within_seconds: float) -> float:
+        """Give how many seconds late the freshest event came that was logged within so many; 0: none was."""
+        return float((await self._call("log_lag", {"within_seconds": within_seconds}))["seconds"])
+
     async def search(self, request: JsonObject) -> Page:
         """Find messages; see goose.search_messages."""
         return _page(await self._call("search_messages", request))

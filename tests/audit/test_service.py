@@ -3,7 +3,9 @@
 import asyncio
 import json
 import unicodedata
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from gaggle.common.v1 import event_pb2
 from services.audit.erasing import Erasure
 from services.audit.handlers import LogWriter, TopicLog
 from services.audit.reconciliation import Pace, Reconciliation
+from services.audit.store import Gap
 from services.audit.tail import LogTail
 from services.runtime import topics
 from services.runtime.callbacks import TopicEvent
@@ -541,6 +544,36 @@ async def test_lost_events_are_asked_for_again(served: Served) -> None:
         assert await asked() == []
     finally:
         served.owner.republishes = 1
+
+
+async def test_what_is_still_queued_is_not_published_again(served: Served) -> None:
+    """While the log takes events that are minutes old, what it lacks is behind them and not lost; afterwards it is."""
+    user_id = fresh_user()
+    served.owner.texts[user_id, "c6"] = ["a", "b", "c"]
+
+    async def asked(age_seconds: int, revision: int) -> list[tuple[int, int]]:
+        """What is asked for again while an event of that age comes."""
+        served.owner.republished.clear()
+        looked = asyncio.Event()
+
+        async def find_gaps(*asked: Any) -> list[Gap]:
+            found = await find(*asked)
+            looked.set()
+            return found
+
+        reconciliation = Reconciliation(served.store, served.owner, Pace("here", interval_seconds=1, grace_seconds=1))
+        find = served.store.find_gaps
+        with patch.object(served.store, "find_gaps", find_gaps):
+            going_on = asyncio.create_task(reconciliation.once())
+            await looked.wait()
+        body = json.loads(_append(user_id, "c6", revision, revision))
+        body["timestamp"] = (datetime.now(UTC) - timedelta(seconds=age_seconds)).isoformat()
+        await served.take(topics.MESSAGE_RECEIVED, json.dumps(body).encode())
+        await going_on
+        return [(low, high) for user, _, low, high in served.owner.republished if user == user_id]
+
+    assert await asked(300, 1) == []
+    assert await asked(5, 2) == [(3, 4)]
 
 
 async def test_an_erasure_is_done_and_told(served: Served) -> None:
