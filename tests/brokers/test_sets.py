@@ -33,6 +33,7 @@ only_kafka = pytest.mark.sets("kafka", "kafka-cloud", "todo")
 
 
 @only_rabbitmq
+@pytest.mark.timeout(300)
 async def test_queues_are_durable_and_wait_for_their_service(own: BrokerMesh) -> None:
     """A queue outlives its service and the broker; what comes meanwhile is taken later."""
     queue_name = f"{own.service('probe').app_id}-{TOPIC}"
@@ -47,7 +48,7 @@ async def test_queues_are_durable_and_wait_for_their_service(own: BrokerMesh) ->
             body = json.dumps(_cloud_event(one))
             await exchange.publish(aio_pika.Message(body.encode(), delivery_mode=2), routing_key="")
     await own.back("probe", dead)
-    await taken(own, set(later), within=120)
+    await taken(own, set(later))
 
 
 @only_rabbitmq
