@@ -549,7 +549,6 @@ async def test_lost_events_are_asked_for_again(served: Served) -> None:
 async def test_what_is_still_queued_is_not_published_again(served: Served) -> None:
     """While the log takes events that are minutes old, what it lacks is behind them and not lost; afterwards it is."""
     user_id = fresh_user()
-    served.owner.texts[user_id, "c6"] = ["a", "b", "c"]
 
     async def asked(age_seconds: int, revision: int) -> list[tuple[int, int]]:
         """What is asked for again while an event of that age comes."""
@@ -563,13 +562,17 @@ async def test_what_is_still_queued_is_not_published_again(served: Served) -> No
 
         reconciliation = Reconciliation(served.store, served.owner, Pace("here", interval_seconds=1, grace_seconds=1))
         find = served.store.find_gaps
-        with patch.object(served.store, "find_gaps", find_gaps):
+        alone = {(user_id, "c6"): ["a", "b", "c"]}
+        with (
+            patch.object(served.store, "find_gaps", find_gaps),
+            patch.dict(served.owner.texts, alone, clear=True),
+        ):
             going_on = asyncio.create_task(reconciliation.once())
             await looked.wait()
-        body = json.loads(_append(user_id, "c6", revision, revision))
-        body["timestamp"] = (datetime.now(UTC) - timedelta(seconds=age_seconds)).isoformat()
-        await served.take(topics.MESSAGE_RECEIVED, json.dumps(body).encode())
-        await going_on
+            body = json.loads(_append(user_id, "c6", revision, revision))
+            body["timestamp"] = (datetime.now(UTC) - timedelta(seconds=age_seconds)).isoformat()
+            await served.take(topics.MESSAGE_RECEIVED, json.dumps(body).encode())
+            await going_on
         return [(low, high) for user, _, low, high in served.owner.republished if user == user_id]
 
     assert await asked(300, 1) == []
