@@ -128,9 +128,10 @@ async def close_gaps(
     """
     if not await store.find_gaps(entity_type, snapshots):
         return 0
+    head = await store.head()
     # Whatever is on its way has arrived after this, unless the log is behind.
     await asyncio.sleep(grace_seconds)
-    if (seconds := await store.lag(grace_seconds)) > _BEHIND_SECONDS:
+    if (seconds := await store.lag(head)) > _BEHIND_SECONDS:
         _log.info("reconciliation_put_off", entity_type=entity_type, seconds_behind=round(seconds))
         return 0
     gaps = await store.find_gaps(entity_type, snapshots)

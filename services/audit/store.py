@@ -143,9 +143,9 @@ class AuditStore:
         """Give the log's newest position."""
         return int((await self._call("log_head"))["head"])
 
-    async def lag(self, within_seconds: float) -> float:
-        """Give how many seconds late the freshest event came that was logged within so many; 0: none was."""
-        return float((await self._call("log_lag", {"within_seconds": within_seconds}))["seconds"])
+    async def lag(self, after: int) -> float:
+        """Give how many seconds late the freshest of the events came that lie after a position; 0: there are none."""
+        return float((await self._call("log_lag", {"after": after}))["seconds"])
 
     async def search(self, request: JsonObject) -> Page:
         """Find messages; see goose.search_messages."""
