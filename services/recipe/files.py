@@ -147,7 +147,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = "|" if "\n" in text else None
+    # The library quotes what YAML 1.1 takes for something else; the core schema has more, 0E0 for one.
+    if style is None and any(pattern.match(text) for _, pattern in _Loader.yaml_implicit_resolvers.get(text[:1], ())):
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

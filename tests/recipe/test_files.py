@@ -1,7 +1,7 @@
 """Recipe files: what is read, what is refused and where, what comes out again."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.recipe import checking, definitions, files
@@ -186,6 +186,9 @@ _json = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("xyz_", min_size=1, max_size=6), _json, min_size=1, max_size=4))
+@example(
+    {"_": ["0E0", "1e3", "0o7", "0x1F", ".5", "-.inf", ".NaN", "~", "", "null", "True", "yes", "=", "1_000", "12:30"]}
+)
 def test_any_document_survives_both_formats(document: dict[str, object]) -> None:
     """Whatever unknown fields hold comes out of YAML and JSON as it went in."""
     for kind in Format:
