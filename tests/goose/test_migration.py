@@ -77,7 +77,7 @@ class Gaggle:
 
         `or_told`: what one is told that comes after a run which was killed behind its last act.
         """
-        kills, patience = 0, 0.6
+        kills, patience = 0, 0.3
         while True:
             process = subprocess.Popen(self.command(step, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             try:
