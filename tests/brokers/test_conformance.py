@@ -25,9 +25,8 @@ from tests.mesh.load import under_load
 
 pytestmark = [pytest.mark.mesh, pytest.mark.slow, pytest.mark.timeout(300)]
 
-# Kafka's consumers may still be sharing out partitions when a mesh is ready. RabbitMQ takes back what a lost consumer
-# holds after a minute, and may give it to another one that is lost (docs/components.md).
-_DELIVERED_SECONDS = 240.0
+# Kafka's consumers may still be sharing out partitions when a mesh is ready.
+_DELIVERED_SECONDS = 120.0
 _AWAY_SECONDS = 30.0
 _BURST = 5_000
 _BURST_SECONDS = 90.0
@@ -257,7 +256,9 @@ async def test_broker_away(own: BrokerMesh, audit: Any, user: str, tmp_path: Pat
         request = api.CountEventsRequest(filter=api.EventFilter(event_types=[topics.TOOL_EXECUTED]))
         return bool((await audit.CountEvents(request, metadata=own.metadata(user))).total == _AFTERWARDS)
 
-    await eventually(all_of_them, within=300, what=f"{_AFTERWARDS} more events logged", every=0.5)
+    # RabbitMQ takes back what lost consumers hold after a minute (see cli/mesh/rabbitmq.py).
+    within = 300.0 if process == "rabbitmq" else _DELIVERED_SECONDS
+    await eventually(all_of_them, within=within, what=f"{_AFTERWARDS} more events logged", every=0.5)
 
 
 async def _tool_event(audit: Any, metadata: Any, event_id: str) -> None:

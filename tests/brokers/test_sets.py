@@ -48,7 +48,8 @@ async def test_queues_are_durable_and_wait_for_their_service(own: BrokerMesh) ->
             body = json.dumps(_cloud_event(one))
             await exchange.publish(aio_pika.Message(body.encode(), delivery_mode=2), routing_key="")
     await own.back("probe", dead)
-    await taken(own, set(later))
+    # RabbitMQ takes back after a minute what each consumer holds that Dapr lost (docs/components.md); two did in a row.
+    await taken(own, set(later), within=240)
 
 
 @only_rabbitmq
