@@ -85,10 +85,14 @@ class Plan:
         """Names of the services, in the order of dapr.yaml."""
         return list(dict.fromkeys(replica.service for replica in self.replicas))
 
+    @property
+    def listening(self) -> list[int]:
+        """Every port of the plan."""
+        return [*self.ports.infrastructure, *(port for replica in self.replicas for port in replica.ports)]
+
     def occupied(self) -> list[int]:
         """The ports of the plan that something else holds."""
-        wanted = [*self.ports.infrastructure, *(port for replica in self.replicas for port in replica.ports)]
-        return sorted(port for port in wanted if not is_free(port))
+        return sorted(port for port in self.listening if not is_free(port))
 
 
 def make_plan(

@@ -22,6 +22,7 @@ from cli.mesh.description import MeshDescription
 from cli.mesh.leftovers import end_leftovers
 from cli.mesh.lock import hold_mesh_locks
 from cli.mesh.plan import Plan, make_plan
+from cli.mesh.ports import reserved
 from cli.mesh.runfile import RunFile
 from cli.mesh.sets import ComponentSet
 from cli.mesh.status import status_table
@@ -96,7 +97,8 @@ def run_mesh(request: UpRequest, console: Console) -> None:
             )
         data.keep_suffix(suffix)
         keys_for = [app.service for app in run_file.apps]
-        asyncio.run(_supervise(request, plan, components, suffix, (binaries, sentry), keys_for, console))
+        with reserved(plan.listening):
+            asyncio.run(_supervise(request, plan, components, suffix, (binaries, sentry), keys_for, console))
 
 
 async def _supervise(
